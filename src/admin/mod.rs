@@ -73,6 +73,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/users", users::add)
         .get("/users/{user}", users::show)
         .post("/users/{user}/password", users::password)
+        .post("/users/{user}/link", users::link)
         .post("/users/{user}/admin", users::admin)
         .post("/users/{user}/restrict", users::restrict)
         .post("/users/{user}/deactivate", users::deactivate)

@@ -6,7 +6,7 @@ use ruma::{OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Admin, PAGE_ROWS, error::Error, page};
+use super::{Admin, PAGE_ROWS, error::Error, page, pages::PASSWORD_PATH};
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::user::{Account, New, Standing};
@@ -116,12 +116,29 @@ struct Deactivate {
 pub async fn deactivate(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let user_id = named(&admin, &request)?;
     let Deactivate { force } = request.json_or_empty().await?;
-    if !force && admin.users.is_last_admin(&user_id).await? {
-        let message = format!("{user_id} is the last administrator; --force closes the account all the same");
+    deactivated(&admin, &user_id, force).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+/// Closes an account for good. 403 for the last administrator's, unless `force` is true.
+pub async fn deactivated(admin: &Admin, user_id: &UserId, force: bool) -> Result<(), Error> {
+    if !force && admin.users.is_last_admin(user_id).await? {
+        let message = format!(
+            "{user_id} is the last administrator; `snug user deactivate --force` closes the account all the same"
+        );
         return Err(ErrorResponse::forbidden(message).into());
     }
-    flow::deactivate(&admin.users, &admin.rooms, &user_id, false).await?;
-    Ok(Response::json(&json!({ "user_id": user_id })))
+    Ok(flow::deactivate(&admin.users, &admin.rooms, user_id, false).await?)
+}
+
+/// `POST /users/{user}/link`: a link with which the user chooses a password, at each address of the server.
+pub async fn link(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let link = admin.users.make_password_link(&user_id).await?;
+    let urls = admin.addresses.get().map(|known| &known.urls[..]).unwrap_or_default();
+    let links: Vec<_> = urls.iter().map(|url| format!("{url}{PASSWORD_PATH}{}", link.code)).collect();
+    let expires_ms = link.expires_ms;
+    Ok(Response::json(&json!({ "user_id": user_id, "links": links, "expires_ms": expires_ms })))
 }
 
 /// The user in the path, written as `alice` or `@alice:example.org`.
@@ -137,7 +154,7 @@ pub fn user_called(admin: &Admin, name: &str) -> Result<OwnedUserId, Error> {
 }
 
 /// Capital letters are made small, as everywhere that a name is typed: no name of this server has any.
-fn localpart(admin: &Admin, name: &str) -> Result<String, Error> {
+pub fn localpart(admin: &Admin, name: &str) -> Result<String, Error> {
     let Some(rest) = name.strip_prefix('@') else { return Ok(name.to_lowercase()) };
     match rest.split_once(':') {
         None => Ok(rest.to_lowercase()),

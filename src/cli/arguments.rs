@@ -137,6 +137,7 @@ pub enum User {
     #[command(after_help = "Examples:
   snug user add alice
   snug user add alice --admin
+  snug user add alice --link       prints a link with which alice chooses the password
   echo 'correct horse battery' | snug user add alice
 An empty password makes one up and prints it; others have at least eight characters.")]
     Add {
@@ -145,11 +146,20 @@ An empty password makes one up and prints it; others have at least eight charact
         /// May administer the server
         #[arg(long)]
         admin: bool,
+        /// No password yet: a link is printed with which its owner chooses one
+        #[arg(long)]
+        link: bool,
     },
     /// Give an account a new password; its sessions end
-    #[command(after_help = "Example:
-  snug user password alice")]
-    Password { name: String },
+    #[command(after_help = "Examples:
+  snug user password alice
+  snug user password alice --link    prints a link with which alice chooses it")]
+    Password {
+        name: String,
+        /// A link is printed with which its owner chooses the password; the old one works until then
+        #[arg(long)]
+        link: bool,
+    },
     /// All accounts, and what the files take that each has uploaded
     #[command(after_help = "Example:
   snug user list")]

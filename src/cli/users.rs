@@ -22,7 +22,7 @@ pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
     let config = load(overrides)?;
     // Asked for before the server is opened: typing a password may take long.
     let password = match &command {
-        User::Add { name, .. } | User::Password { name } => new_password(name)?,
+        User::Add { name, link: false, .. } | User::Password { name, link: false } => new_password(name)?,
         _ => NewPassword::default(),
     };
     if let User::Deactivate { name, yes, force } = &command {
@@ -48,11 +48,16 @@ pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
 
 fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<String, String> {
     Ok(match command {
-        User::Add { name, admin } => {
+        User::Add { name, admin, link: true } => {
+            let made = local.post("/users", json!({ "name": name, "admin": admin }))?;
+            format!("{} was made. {}", text(&made, "user_id"), linked(local, &name)?)
+        }
+        User::Password { name, link: true } => linked(local, &name)?,
+        User::Add { name, admin, link: false } => {
             let made = local.post("/users", json!({ "name": name, "password": new.password, "admin": admin }))?;
             format!("{} was made.{}\n", text(&made, "user_id"), told(new))
         }
-        User::Password { name } => {
+        User::Password { name, link: false } => {
             let path = format!("/users/{}/password", encode(&name));
             let changed = local.post(&path, json!({ "password": new.password })).map_err(about(&name))?;
             format!("{} has a new password; its sessions have ended.{}\n", text(&changed, "user_id"), told(new))
@@ -84,6 +89,23 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
             format!("{} is closed for good.\n", text(&closed, "user_id"))
         }
     })
+}
+
+/// A new link for a password, as a running server is reached.
+fn linked(local: &mut Local, name: &str) -> Result<String, String> {
+    let made = local.post(&format!("/users/{}/link", encode(name)), json!({})).map_err(about(name))?;
+    let user_id = text(&made, "user_id");
+    let links: Vec<&str> = made["links"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if links.is_empty() {
+        return Err(format!(
+            "{user_id} can have no link while the server is not running: start it, then `snug user password {} --link`",
+            encode(name)
+        ));
+    }
+    let until = date(made["expires_ms"].as_u64().unwrap_or(0));
+    let these = if links.len() > 1 { "One of these links" } else { "This link" };
+    let listed: String = links.iter().map(|link| format!("    {link}\n")).collect();
+    Ok(format!("{these} sets the password of {user_id}, once, until {until}:\n\n{listed}"))
 }
 
 /// Locks or suspends an account, or takes that back. Answers whose it is.

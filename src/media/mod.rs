@@ -140,6 +140,11 @@ impl Media {
         self.0.parts.options.upload_bytes_max
     }
 
+    /// What the files of one account may take, in bytes.
+    pub fn account_bytes_max(&self) -> u64 {
+        self.0.limits.account_bytes_max
+    }
+
     /// Opens a file of this server. Waits for a promised one.
     pub async fn open(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
         let clock = self.0.parts.clock.clone();

@@ -40,6 +40,7 @@ use crate::store::{Read, Store, Write, tables};
 
 mod append;
 mod create;
+mod days;
 mod delayed;
 mod directory;
 mod ephemeral;
@@ -68,6 +69,7 @@ mod error;
 pub use append::sticky::STICKY_MS_MAX;
 pub use create::plan::Preset;
 pub use create::{Create, StateDraft};
+pub use days::Day;
 pub use delayed::{
     Asked, CallWatch, DELAY_MS_MAX, Delay, DelayAction, DelayedEvent, Managed, SCHEDULED_MAX, Scheduled,
 };
@@ -151,6 +153,7 @@ struct Inner {
     leaving: Arc<guests::Leaving>,
     redactions: Arc<mass_redaction::Waiting>,
     words: words::keep::Keeper,
+    days: days::Days,
 }
 
 impl Rooms {
@@ -162,6 +165,7 @@ impl Rooms {
         let redactions = Arc::new(mass_redaction::Waiting::default());
         parts.store.follow(redactions.clone());
         let words = words::keep::Keeper::new(&parts.store);
+        let days = days::Days::new(&parts.store, parts.clock.clone());
         Rooms(Arc::new(Inner {
             parts,
             locks: lock::Locks::default(),
@@ -179,6 +183,7 @@ impl Rooms {
             leaving,
             redactions,
             words,
+            days,
         }))
     }
 

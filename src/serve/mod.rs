@@ -470,6 +470,11 @@ impl Server {
             let rooms = rooms.clone();
             async move { rooms.keep_delayed(&worker).await }
         }));
+        let rooms = self.rooms.clone();
+        self.endless.push(self.worker("counts of days", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_days(&worker).await }
+        }));
         let users = self.users.clone();
         self.endless.push(self.worker("presence", move |worker| {
             let users = users.clone();
@@ -543,6 +548,9 @@ impl Server {
         }
         if let Err(failed) = self.media.write_touched().await {
             tracing::warn!("which files were asked for lately is lost: {failed}");
+        }
+        if let Err(failed) = self.rooms.write_days().await {
+            tracing::warn!("what today brought is lost: {failed}");
         }
         self.stopping.send_replace(true);
         self.sender.stop();

@@ -307,6 +307,8 @@ pub struct Change {
     /// Users of this server whose sync has something new. Bounded by the number of local users.
     pub users: Vec<UserNum>,
     pub room: Option<RoomNum>,
+    /// A message that is new, and not part of a history: it is counted.
+    pub message: bool,
     /// Of what a sync tells, it touches the room's own part and nothing else: no membership, no devices, no messages to
     /// them, no account data.
     pub only_room: bool,

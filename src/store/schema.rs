@@ -45,6 +45,8 @@ pub const USER_ID: Table = table("user_id", "user", "UserNum → user id").shape
 pub const USER_NUM: Table = table("user_num", "user", "keyed hash64(user id), UserNum → nothing").shaped(Shape::Key12);
 pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-time setup code");
 pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; local users only");
+pub const PASSWORD_LINK: Table =
+    table("password_link", "user", "SHA-256 of a link's code → JSON: whose password it sets, until when");
 pub const GUEST: Table = table("guest", "user", "UserNum → nothing: guest accounts").shaped(Shape::Key4);
 pub const ERASED: Table =
     table("erased", "user", "UserNum → nothing: closed accounts that asked for erasure").shaped(Shape::Key4);
@@ -149,6 +151,9 @@ pub const SLIDING_ROOM: Table =
     table("sliding_room", "user", "UserNum, device id, 0, connection, RoomNum → what it was told, and by which answer");
 pub const SLIDING_STATE: Table =
     table("sliding_state", "user", "UserNum, device id, 0, connection, hash64 → the required state with that hash");
+
+// ---- room: counts for the administrators (tables/room/day.rs)
+pub const DAY: Table = table("day", "room", "u32 days since 1970 → u64 messages, u64 bytes written");
 
 // ---- media (tables/media.rs); the files lie beside the database
 pub const MEDIA: Table = table("media", "media", "server name, 0, media id → JSON Media");
@@ -293,6 +298,7 @@ pub const FOLLOWER: Table =
 pub const TABLES: &[&Table] = &[
     &META,
     &STATE_NODE,
+    &DAY,
     &STATE_NAME,
     &STATE_SWEEP,
     &STATE_KEY,
@@ -300,6 +306,7 @@ pub const TABLES: &[&Table] = &[
     &USER_NUM,
     &USER_META,
     &ACCOUNT,
+    &PASSWORD_LINK,
     &GUEST,
     &ERASED,
     &NOTICE_ROOM,

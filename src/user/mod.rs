@@ -31,6 +31,8 @@ pub use crate::store::{Position, UserNum};
 pub use account::login_token::LOGIN_TOKEN_MS;
 pub use account::page_session::form_token;
 pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
+pub use account::password_link::PasswordLink;
+pub use account::people::{PeoplePage, Person};
 pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};

@@ -39,6 +39,7 @@ const FLOORS: &[Floors] = &[
             ("guests", "error lock ignored state"),
             ("notify", "error lock ignored state append read"),
             ("threads", "error lock ignored state read"),
+            ("days", "error"),
             ("delayed", "error"),
             ("mass_redaction", "error lock state append"),
             ("operator", "error lock ignored state join"),

@@ -25,6 +25,7 @@ mod media;
 mod moderation;
 mod notices;
 mod memory;
+mod admin_page;
 mod pages;
 mod previews;
 mod push;

@@ -195,14 +195,26 @@ fn done(admin: &Admin, request: &Request, user_id: &str, localpart: &str) -> Res
     let address = address_for_apps(admin, request);
     let body = format!(
         "<p class=\"works\">The account is made</p><h1>Welcome, {}</h1><p class=\"lead\">This is your Matrix name. Others find you \
-by it.</p><p class=\"name\">{}</p>{}{}<h2>More people</h2><p class=\"lead\">Their accounts are made in the terminal, with \
-<code>snug user add NAME</code>.</p>",
+by it.</p><p class=\"name\">{}</p>{}{}{}",
         escaped(localpart),
         escaped(user_id),
         log_in_steps(&address, Some(localpart)),
-        elsewhere(admin, &address.url)
+        elsewhere(admin, &address.url),
+        more_people(admin)
     );
     page(&format!("{user_id} is made"), server(admin), &body)
+}
+
+/// Where the server is looked after, and how others get an account.
+fn more_people(admin: &Admin) -> String {
+    match &admin.page.path {
+        Some(path) => format!(
+            "<h2>More people, and everything else</h2><p class=\"lead\">With the same name and password you look after this server \
+with a browser: add people, see how it is, and what it needs.</p><p><a href=\"{path}\">Look after this server</a></p>"
+        ),
+        None => "<h2>More people</h2><p class=\"lead\">Their accounts are made in the terminal, with <code>snug user add NAME</code>.</p>"
+            .to_owned(),
+    }
 }
 
 /// What other devices take, when the address of the browser works on this machine only.

@@ -105,12 +105,20 @@ impl Section {
 }
 
 /// The navigation, most used first: a phone's bar has the first [`TABS`], the others are in its menu.
-const SECTIONS: &[Section] = &[Section {
-    key: "home",
-    label: "Home",
-    path: "",
-    lines: "M4 11.2 12 4l8 7.2V19a1.5 1.5 0 0 1-1.5 1.5h-13A1.5 1.5 0 0 1 4 19zM9.5 20.5V14h5v6.5",
-}];
+const SECTIONS: &[Section] = &[
+    Section {
+        key: "home",
+        label: "Home",
+        path: "",
+        lines: "M4 11.2 12 4l8 7.2V19a1.5 1.5 0 0 1-1.5 1.5h-13A1.5 1.5 0 0 1 4 19zM9.5 20.5V14h5v6.5",
+    },
+    Section {
+        key: "people",
+        label: "People",
+        path: "people/",
+        lines: "M9 11a3.5 3.5 0 1 0 0-7 3.5 3.5 0 0 0 0 7zM2.5 20c.4-3.6 3-5.5 6.5-5.5s6.1 1.9 6.5 5.5M16 4.3a3.5 3.5 0 0 1 0 6.4M18 14.8c2 .7 3.2 2.5 3.5 5.2",
+    },
+];
 const TABS: usize = 4;
 
 /// What the frame shows; every template has one as `frame`.
@@ -266,7 +274,17 @@ struct Trouble {
 }
 
 /// What forms did, by the word in the address of the page that says it. The address may be anybody's, so it has no text.
-const SAID: &[(&str, &str)] = &[];
+const SAID: &[(&str, &str)] = &[
+    ("make-admin", "This account is an administrator's now."),
+    ("unmake-admin", "This account is not an administrator's any more."),
+    ("lock", "This account is locked: its apps can do nothing until you unlock it."),
+    ("unlock", "This account is not locked any more."),
+    ("suspend", "This account is suspended: it can read, and not write."),
+    ("unsuspend", "This account is not suspended any more."),
+    ("end-session", "That app is logged out."),
+    ("end-sessions", "All apps are logged out."),
+    ("closed", "The account is closed."),
+];
 
 fn said(word: &str) -> Option<&'static str> {
     SAID.iter().find(|(known, _)| *known == word).map(|(_, sentence)| *sentence)

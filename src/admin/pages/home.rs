@@ -6,35 +6,108 @@ use std::sync::Arc;
 
 use askama::Template;
 
-use super::frame::{Frame, Visit};
+use super::frame::{Frame, Visit, sentence};
 use super::live::Pieces;
 use super::share::Share;
+use super::{address_for_apps, days, is_only_here, qr};
+use crate::admin::findings::{self, Severity};
 use crate::admin::{Admin, error::Error};
 use crate::base::blocking;
 use crate::budget::{Card, Granted, human, meter};
 use crate::http::{ErrorResponse, Response};
 
+/// Findings on the page, the worst first; each is a few hundred characters.
+const FINDINGS_SHOWN: usize = 20;
+
 #[derive(Template)]
 #[template(path = "home.html")]
 struct Home {
     frame: Frame,
+    findings: String,
     memory: String,
     accounts: String,
     has_refused: bool,
     disk: String,
+    days: String,
+    /// Of this server, for apps.
+    address: String,
+    is_only_here: bool,
+    qr: String,
 }
 
 /// `GET /`
 pub async fn show(visit: Visit) -> Result<Response, Error> {
     let frame = visit.frame("home", "Home").live("home");
-    let (memory, accounts, disk) = (memory(&visit.admin)?, accounts(&visit.admin)?, disk(&visit.admin).await?);
-    let has_refused = visit.admin.budget.accounts().iter().any(|account| account.refusals() > 0);
-    visit.page(&Home { frame, memory, accounts, has_refused, disk }).await
+    let (admin, address) = (&visit.admin, address_for_apps(&visit.admin, &visit.request).url);
+    let page = Home {
+        frame,
+        findings: findings(admin).await?,
+        memory: memory(admin)?,
+        accounts: accounts(admin)?,
+        has_refused: admin.budget.accounts().iter().any(|account| account.refusals() > 0),
+        disk: disk(admin).await?,
+        days: days::pictures(admin).await?,
+        is_only_here: is_only_here(&address),
+        qr: qr::svg(&address, "The address as a QR code"),
+        address,
+    };
+    visit.page(&page).await
 }
 
 /// What changes while somebody looks.
 pub async fn pieces(admin: &Arc<Admin>) -> Result<Pieces, Error> {
-    Ok(Pieces::from([("memory", memory(admin)?), ("accounts", accounts(admin)?), ("disk", disk(admin).await?)]))
+    Ok(Pieces::from([
+        ("findings", findings(admin).await?),
+        ("memory", memory(admin)?),
+        ("accounts", accounts(admin)?),
+        ("disk", disk(admin).await?),
+    ]))
+}
+
+#[derive(Template)]
+#[template(path = "findings.html")]
+struct Findings {
+    /// Of the sign: nothing when all is well.
+    class: &'static str,
+    headline: String,
+    server: String,
+    rows: Vec<FindingRow>,
+}
+
+struct FindingRow {
+    class: &'static str,
+    sentence: String,
+}
+
+fn class(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Note => "fine",
+        Severity::Warning => "look",
+        Severity::Down => "wrong",
+    }
+}
+
+/// Whether everything is all right, and a sentence for each thing that is not.
+async fn findings(admin: &Arc<Admin>) -> Result<String, Error> {
+    let found = findings::findings(admin).await;
+    let worst = found.iter().map(|finding| finding.severity).max();
+    let to_do = found.iter().filter(|finding| finding.severity > Severity::Note).count();
+    let headline = match (worst, to_do) {
+        (Some(Severity::Down), _) => "Something is wrong".to_owned(),
+        (_, 0) => "Everything is all right".to_owned(),
+        (_, 1) => "One thing needs a look".to_owned(),
+        (_, many) => format!("{many} things need a look"),
+    };
+    let rows = found.into_iter().take(FINDINGS_SHOWN);
+    let page = Findings {
+        class: worst.filter(|worst| *worst > Severity::Note).map_or("", class),
+        headline,
+        server: admin.users.server().to_string(),
+        rows: rows
+            .map(|finding| FindingRow { class: class(finding.severity), sentence: sentence(&finding.sentence) })
+            .collect(),
+    };
+    Ok(page.render().map_err(ErrorResponse::internal)?)
 }
 
 #[derive(Template)]

@@ -5,11 +5,15 @@
 //! form and the host of a request are cut or refused before they are shown. What administrators see stands in the frame of
 //! `frame.rs`, a file for each page, with templates that escape every text. Read `frame.rs`, `home.rs`, then the others.
 
+mod days;
 mod first_account;
 mod frame;
 mod front;
 mod home;
+mod link;
 mod live;
+mod people;
+mod qr;
 mod share;
 mod sign_in;
 
@@ -24,15 +28,19 @@ use frame::Pages;
 
 pub use first_account::FIRST_PATH;
 pub use frame::Desk;
+pub use link::PASSWORD_PATH;
 
 /// The routes of all pages.
 pub fn routes(router: &mut Router, admin: &std::sync::Arc<Admin>) {
     let template = format!("{FIRST_PATH}{{code}}");
+    let password = format!("{PASSWORD_PATH}{{code}}");
     router
         .surface(admin)
         .get("/", front::front)
         .get(&template, first_account::show)
-        .post(&template, first_account::make);
+        .post(&template, first_account::make)
+        .get(&password, link::show)
+        .post(&password, link::set);
     if admin.page.path.is_none() {
         return;
     }
@@ -43,11 +51,9 @@ pub fn routes(router: &mut Router, admin: &std::sync::Arc<Admin>) {
         .get(&format!("{root}mark.svg"), frame::mark)
         .get(&format!("{root}sign-in"), sign_in::show)
         .post(&format!("{root}sign-in"), sign_in::sign_in);
-    pages
-        .act("sign-out", sign_in::sign_out)
-        .show("live/{part}", live::events)
-        .show("", home::show)
-        .show("{*rest}", frame::nowhere);
+    pages.act("sign-out", sign_in::sign_out).show("live/{part}", live::events).show("", home::show);
+    people::routes(&mut pages);
+    pages.show("{*rest}", frame::nowhere);
 }
 
 /// The address of this server for an app.

@@ -119,7 +119,8 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     }
     // A message follows all that is there and changes no state.
     let only_room = row.state_key.is_none() && matches!(new.current, Current::Follow | Current::Keep);
-    let change = Change { users: wake, room: Some(new.room), only_room, ..Change::default() };
+    let message = only_room && new.is_new() && MESSAGES.contains(&new.event.kind());
+    let change = Change { users: wake, room: Some(new.room), only_room, message, ..Change::default() };
     let mut appended = Appended { here, room: &room, new: &new, num, row: &row, at, change };
     for derived in DERIVED {
         derived.on_append(w, &mut appended)?;
@@ -133,6 +134,9 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     w.announce(change);
     Ok(Done { num, order: row.order, at })
 }
+
+/// The types of events that count as messages of a day.
+const MESSAGES: [&str; 3] = ["m.room.message", "m.room.encrypted", "m.sticker"];
 
 /// The types of events for which people look into a room (MSC4186, `bump_stamp`).
 const BUMPS: [&str; 7] = [

@@ -7,8 +7,9 @@ use ruma::{OwnedUserId, UserId};
 use super::{Error, Users};
 use crate::matrix::id;
 use crate::store::tables::media;
+use crate::store::tables::user::password_link as link_row;
 use crate::store::tables::user::{self, account_data, device, e2ee_key, filter, presence};
-use crate::store::{Get, Write};
+use crate::store::{Get, UserNum, Write};
 use password::{check_new_password, is_outdated};
 
 use super::lookup::{id_of, local};
@@ -21,6 +22,8 @@ pub mod login_token;
 pub mod notices;
 pub mod page_session;
 pub mod password;
+pub mod password_link;
+pub mod people;
 pub mod profile;
 pub mod refresh;
 pub mod session;
@@ -150,7 +153,12 @@ impl Users {
     pub async fn set_password(&self, user_id: &UserId, password: &str) -> Result<(), Error> {
         check_new_password(password)?;
         let hash = self.hash_password(password).await?;
-        self.change(user_id, move |row| row.password_hash = Some(hash)).await
+        let user_id = user_id.to_owned();
+        self.write(move |w| {
+            let num = changed(w, &user_id, |row| row.password_hash = Some(hash))?;
+            Ok(link_row::remove_of(w, num)?)
+        })
+        .await
     }
 
     /// Locks an account, or takes that back: its sessions are refused everything but their end. Its polls end now.
@@ -255,6 +263,7 @@ impl Users {
             filter::remove_user(w, num)?;
             presence::set_message(w, num, None)?;
             user::remove_profile(w, num)?;
+            link_row::remove_of(w, num)?;
             user::set_notice_room(w, num, None)?;
             Ok(num)
         };
@@ -318,17 +327,20 @@ impl Users {
         change: impl FnOnce(&mut user::Account) + Send + 'static,
     ) -> Result<(), Error> {
         let user_id = user_id.to_owned();
-        self.write(move |w| {
-            let num = local(w, &user_id)?;
-            let mut row = user::account(w, num)?.ok_or(Error::NotFound("account"))?;
-            if row.standing == Standing::Deactivated {
-                return Err(Error::Deactivated);
-            }
-            change(&mut row);
-            Ok(user::set_account(w, num, &row)?)
-        })
-        .await
+        self.write(move |w| changed(w, &user_id, change).map(drop)).await
     }
+}
+
+/// Changes the row of an account that is not closed.
+fn changed(w: &mut Write<'_>, user_id: &UserId, change: impl FnOnce(&mut user::Account)) -> Result<UserNum, Error> {
+    let num = local(w, user_id)?;
+    let mut row = user::account(w, num)?.ok_or(Error::NotFound("account"))?;
+    if row.standing == Standing::Deactivated {
+        return Err(Error::Deactivated);
+    }
+    change(&mut row);
+    user::set_account(w, num, &row)?;
+    Ok(num)
 }
 
 /// A setup code as it is stored.

@@ -27,6 +27,7 @@ pub mod told;
 pub mod txn;
 pub mod unread;
 pub mod current_state;
+pub mod day;
 pub mod delayed;
 pub mod directory;
 pub mod event_row;

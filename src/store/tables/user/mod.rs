@@ -17,6 +17,7 @@ pub mod backup;
 pub mod device;
 pub mod e2ee_key;
 pub mod filter;
+pub mod password_link;
 pub mod presence;
 pub mod profile_change;
 pub mod push_rule;

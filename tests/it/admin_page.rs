@@ -1,0 +1,268 @@
+//! The administrators' page: signing in, forms, people who come by link.
+
+use crate::server::TestServer;
+
+const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
+
+/// A browser without scripts.
+struct Browser<'a> {
+    house: &'a TestServer,
+    cookies: Vec<(String, String)>,
+}
+
+struct Page {
+    status: u16,
+    headers: Vec<(String, String)>,
+    html: String,
+}
+
+impl Page {
+    fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map_or("", |(_, value)| value)
+    }
+
+    #[track_caller]
+    fn has(&self, texts: &[&str]) {
+        for text in texts {
+            assert!(self.html.contains(text), "no {text:?} in {} {}", self.status, self.html);
+        }
+    }
+
+    /// The hidden token of the page's forms.
+    fn token(&self) -> String {
+        let (_, rest) = self.html.split_once("name=\"token\" value=\"").expect("the page has a form");
+        rest.split('"').next().unwrap().to_owned()
+    }
+}
+
+impl Browser<'_> {
+    fn new(house: &TestServer) -> Browser<'_> {
+        Browser { house, cookies: Vec::new() }
+    }
+
+    async fn ask(&mut self, method: &str, path: &str, more: &[(&str, &str)], body: &str) -> Page {
+        let cookies: Vec<_> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let cookies = cookies.join("; ");
+        let mut headers = vec![("cookie", cookies.as_str()), FORM];
+        headers.extend(more);
+        let reply = self.house.send(method, path, &headers, body.as_bytes().to_vec()).await;
+        let headers: Vec<(String, String)> = reply
+            .headers
+            .iter()
+            .map(|(name, value)| (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect();
+        let page = Page { status: reply.status, headers, html: String::from_utf8_lossy(&reply.bytes).into_owned() };
+        if let Some((name, value)) = page.header("set-cookie").split(';').next().and_then(|pair| pair.split_once('=')) {
+            self.cookies.retain(|(known, _)| known != name);
+            if !value.is_empty() {
+                self.cookies.push((name.to_owned(), value.to_owned()));
+            }
+        }
+        page
+    }
+
+    async fn get(&mut self, path: &str) -> Page {
+        self.ask("GET", path, &[], "").await
+    }
+
+    async fn post(&mut self, path: &str, token: &str, fields: &str) -> Page {
+        self.ask("POST", path, &[], &format!("token={token}&{fields}")).await
+    }
+
+    async fn sign_in(&mut self, name: &str, password: &str) -> Page {
+        let token = self.get("/_snug/sign-in").await.token();
+        let password = password.replace(' ', "+");
+        self.post("/_snug/sign-in", &token, &format!("name={name}&password={password}&next=people/")).await
+    }
+}
+
+const PASSWORD: &str = "correct horse";
+
+async fn with_an_administrator() -> TestServer {
+    let house = TestServer::start().await;
+    house.server().users.create_first(&code(&house).await, "anna", PASSWORD).await.unwrap();
+    house
+}
+
+async fn code(house: &TestServer) -> String {
+    house.server().users.setup_code().await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn who_is_not_signed_in_sees_the_sign_in_only() {
+    let house = with_an_administrator().await;
+    let mut browser = Browser::new(&house);
+    for (path, next) in [("/_snug/", ""), ("/_snug/people/", "?next=people/"), ("/_snug/no/such", "?next=no/such")] {
+        let page = browser.get(path).await;
+        assert_eq!((page.status, page.header("location")), (303, format!("/_snug/sign-in{next}").as_str()));
+        assert!(page.html.is_empty());
+    }
+    browser.cookies.push(("snug_page".to_owned(), "made-up".to_owned()));
+    assert_eq!(
+        browser.post("/_snug/people/add", "x", "name=eve").await.header("location"),
+        "/_snug/sign-in?next=people/add"
+    );
+    let page = browser.get("/_snug/sign-in?next=//evil.example/").await;
+    page.has(&["name=\"next\" value=\"\""]);
+    assert!(
+        page.header("set-cookie").contains("; Path=/_snug; ") && page.header("set-cookie").contains("SameSite=Strict")
+    );
+    assert!(page.header("content-security-policy").contains("default-src 'none'"));
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn an_administrator_signs_in_and_out() {
+    let house = with_an_administrator().await;
+    house.register("bert").await;
+    let mut browser = Browser::new(&house);
+    let wrong = browser.sign_in("anna", "wrong horse").await;
+    assert_eq!(wrong.status, 403);
+    wrong.has(&["The user name or the password is wrong.", "value=\"anna\""]);
+    for eve in ["nobody", "%40anna%3Aelsewhere.example", "%22%3E%3Cb%3E"] {
+        let wrong = browser.sign_in(eve, PASSWORD).await;
+        assert_eq!(wrong.status, 403);
+        assert!(!wrong.html.contains("<b>"), "{}", wrong.html);
+    }
+    let page = browser.sign_in("anna", PASSWORD).await;
+    assert_eq!((page.status, page.header("location")), (303, "/_snug/people/"));
+    assert!(page.header("set-cookie").contains("HttpOnly; SameSite=Strict"), "{}", page.header("set-cookie"));
+    let home = browser.get("/_snug/").await;
+    home.has(&["Memory", "Disk", "<b>anna</b>", "/_snug/people/"]);
+    for (name, value) in
+        [("x-frame-options", "DENY"), ("referrer-policy", "no-referrer"), ("cache-control", "no-store")]
+    {
+        assert_eq!(home.header(name), value);
+    }
+    let policy = home.header("content-security-policy");
+    assert!(policy.contains("script-src 'self'") && !policy.contains("unsafe"), "{policy}");
+    assert!(!home.html.contains("style=\"") && !home.html.contains("<style"), "the policy forbids it");
+    let nowhere = browser.get("/_snug/no/such").await;
+    assert_eq!(nowhere.status, 404);
+    nowhere.has(&["Not found", "Go home"]);
+    browser.post("/_snug/sign-out", &home.token(), "").await;
+    assert_eq!(browser.get("/_snug/").await.status, 303);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_no_administrator_is_told_so_once_the_password_is_right() {
+    let house = with_an_administrator().await;
+    house.register("bert").await;
+    let mut browser = Browser::new(&house);
+    assert!(!browser.sign_in("bert", "wrong").await.html.contains("administrators"));
+    let told = browser.sign_in("bert", "secret bert").await;
+    assert_eq!(told.status, 403);
+    told.has(&["this page is for administrators"]);
+    assert_eq!(browser.get("/_snug/").await.status, 303);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_form_of_another_site_changes_nothing() {
+    let house = with_an_administrator().await;
+    let mut browser = Browser::new(&house);
+    browser.sign_in("anna", PASSWORD).await;
+    let token = browser.get("/_snug/people/add").await.token();
+    for token in ["", "0", &"0".repeat(32)] {
+        let page = browser.post("/_snug/people/add", token, "name=eve").await;
+        assert_eq!(page.status, 403);
+        page.has(&["Nothing was changed"]);
+    }
+    let fields = format!("token={token}&name=eve");
+    for site in ["cross-site", "same-site"] {
+        assert_eq!(browser.ask("POST", "/_snug/people/add", &[("sec-fetch-site", site)], &fields).await.status, 403);
+    }
+    // Nor is somebody signed in by another site, as somebody else.
+    let page = Browser::new(&house).post("/_snug/sign-in", &token, "name=anna&password=correct+horse").await;
+    assert_eq!(page.status, 403);
+    assert_eq!(page.header("set-cookie"), "");
+    assert_eq!(house.server().users.count_up_to(9).await.unwrap(), 1);
+    assert_eq!(
+        browser.ask("POST", "/_snug/people/add", &[("sec-fetch-site", "same-origin")], &fields).await.status,
+        200
+    );
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn a_person_comes_by_link_and_is_looked_after() {
+    let house = with_an_administrator().await;
+    let mut browser = Browser::new(&house);
+    browser.sign_in("anna", PASSWORD).await;
+    let token = browser.get("/_snug/people/add").await.token();
+    let wrong = browser.post("/_snug/people/add", &token, "name=Bert+B").await;
+    assert_eq!(wrong.status, 400);
+    wrong.has(&["value=\"Bert B\"", "role=\"alert\""]);
+    let made = browser.post("/_snug/people/add", &token, "name=Bert").await;
+    made.has(&["<svg class=\"qr\"", "data-copy=\"link\""]);
+    let link = made.html.split_once("/_snug/password/").unwrap().1.split('<').next().unwrap().to_owned();
+    let link = format!("/_snug/password/{link}");
+    browser.get("/_snug/people/").await.has(&["@bert:", "invited", "@anna:", "administrator"]);
+
+    let mut guest = Browser::new(&house);
+    guest.get(&link).await.has(&["@bert:", "Welcome to"]);
+    let short = guest.ask("POST", &link, &[], "password=short&again=short").await;
+    assert_eq!(short.status, 400);
+    short.has(&["at least 8 characters"]);
+    guest.ask("POST", &link, &[], "password=correct+horse&again=correct+horse").await.has(&["Your password is set"]);
+    assert_eq!(guest.get(&link).await.status, 410);
+    assert_eq!(guest.ask("POST", &link, &[], "password=correct+house&again=correct+house").await.status, 410);
+    let bert = format!("@bert:{}", house.name());
+    let bert: &ruma::UserId = bert.as_str().try_into().unwrap();
+    house.server().users.check_password(bert, PASSWORD).await.unwrap();
+
+    let its = "/_snug/people/of/bert";
+    for (what, now) in [
+        ("lock", "locked"),
+        ("unlock", "not locked any more"),
+        ("suspend", "suspended"),
+        ("unsuspend", "not suspended any more"),
+        ("make-admin", "administrator&#39;s now"),
+        ("unmake-admin", "not an administrator"),
+    ] {
+        let page = browser.post(its, &token, &format!("what={what}")).await;
+        assert_eq!(page.header("location"), format!("{its}?done={what}"));
+        browser.get(page.header("location")).await.has(&[now]);
+    }
+    assert_eq!(browser.post(its, &token, "what=nonsense").await.status, 400);
+    assert_eq!(browser.post("/_snug/people/of/nobody", &token, "what=lock").await.status, 404);
+    // The only administrator cannot shut everybody out.
+    for what in ["unmake-admin", "lock", "suspend"] {
+        assert_eq!(browser.post("/_snug/people/of/anna", &token, &format!("what={what}")).await.status, 403);
+    }
+    assert_eq!(browser.post("/_snug/people/of/anna/close", &token, "").await.status, 403);
+    browser.get(&format!("{its}/close")).await.has(&["This cannot be undone"]);
+    browser.post(&format!("{its}/close"), &token, "").await;
+    browser.get(its).await.has(&["closed for good"]);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn wrong_passwords_are_slowed_down() {
+    let house = TestServer::start_with(|config| config.rate_limits = true).await;
+    house.server().users.create_first(&code(&house).await, "anna", PASSWORD).await.unwrap();
+    let mut browser = Browser::new(&house);
+    let mut tries = 0;
+    while browser.sign_in("anna", "a guess").await.status == 403 {
+        tries += 1;
+        assert!(tries < 20, "as many tries as one likes");
+    }
+    let slowed = browser.sign_in("anna", PASSWORD).await;
+    assert_eq!(slowed.status, 429);
+    slowed.has(&["many tries in a short time"]);
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn the_page_may_be_elsewhere_or_nowhere() {
+    let house = TestServer::start_with(|config| config.page.path = "/_house/".to_owned()).await;
+    let mut browser = Browser::new(&house);
+    assert_eq!(browser.get("/_house/").await.header("location"), "/_house/sign-in");
+    browser.get("/_house/sign-in").await.has(&["There is no account yet.", "action=\"/_house/sign-in\""]);
+    assert_eq!(browser.get("/_snug/sign-in").await.status, 404);
+    house.stop().await;
+    let house = TestServer::start_with(|config| config.page.enabled = false).await;
+    assert_eq!(Browser::new(&house).get("/_snug/").await.status, 404);
+    house.stop().await;
+}

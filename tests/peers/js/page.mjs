@@ -1,0 +1,235 @@
+// The administrators' page in headless Chromium: run by ../page.py, which starts the server.
+import fs from "node:fs";
+import { chromium } from "playwright-core";
+import { switches } from "./site.mjs";
+import { say } from "./steps.mjs";
+
+const { SNUG_BASE: base, SNUG_NAME: server, PAGE: root, FIRST: first, SHOTS: shots } = process.env;
+const check = (holds, what) => {
+    if (!holds) throw new Error(`NOT SO: ${what}`);
+    say(`ok    ${what}`);
+};
+const password = "correct horse";
+/** The figures of a page: at most so long on its way, in the middle of its loads, and so large. */
+const MS_MAX = 50, BYTES_MAX = 256 * 1024;
+
+async function api(method, path, body, token) {
+    const headers = { "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) };
+    const answer = await fetch(`${base}/_matrix/client/v3${path}`, { method, headers, body: body && JSON.stringify(body) });
+    return { status: answer.status, body: await answer.json() };
+}
+const login = (user, password) => api("POST", "/login", { type: "m.login.password", identifier: { type: "m.id.user", user }, password });
+
+/** A browser of its own: cookies, and whether scripts run. */
+async function visitor(browser, options = {}) {
+    const context = await browser.newContext({ viewport: { width: 390, height: 844 }, ...options });
+    const page = await context.newPage();
+    page.on("console", (m) => ["error", "warning"].includes(m.type()) && !/status of 4\d\d/.test(m.text()) && wrong.push(m.text()));
+    page.on("pageerror", (error) => wrong.push(error.message));
+    return page;
+}
+const wrong = [];
+const says = async (page, text) => (await page.textContent("main")).replace(/\s+/g, " ").includes(text);
+
+async function signIn(page, name, secret = password) {
+    await page.goto(root);
+    await page.fill("#name", name);
+    await page.fill("#password", secret);
+    await page.click("form button");
+    await page.waitForLoadState();
+}
+
+/** Press the button of a form on a person's page. */
+async function press(page, label) {
+    await page.click(`main button:text-is("${label}")`);
+    await page.waitForLoadState();
+}
+
+/** The whole way of a person: added, comes by link, is locked and unlocked, made an administrator, closed. */
+async function person(browser, admin, name, options) {
+    await admin.goto(`${root}people/add`);
+    await admin.fill("#name", "No Such Name");
+    await press(admin, "Make the account");
+    check(await admin.locator("#name-wrong").count() === 1, "a name that cannot be is refused, and says why");
+    await admin.fill("#name", name);
+    await press(admin, "Make the account");
+    const link = (await admin.textContent("#link")).trim();
+    check(link.startsWith(`${base}/_snug/password/`), `${name} was made, and has a link`);
+    check(await admin.locator("svg.qr path").count() === 1, "the link is there as a QR code");
+
+    const guest = await visitor(browser, options);
+    await guest.goto(link);
+    check(await says(guest, `@${name}:${server}`), "the link says whose it is");
+    await guest.fill("#password", "short1");
+    await guest.evaluate(() => document.querySelectorAll("input").forEach((input) => input.removeAttribute("minlength"))).catch(() => {});
+    if (options?.javaScriptEnabled !== false) {
+        await guest.fill("#again", "short1");
+        await guest.click("form button");
+        check(await says(guest, "at least 8 characters"), "a short password is refused");
+    }
+    await guest.fill("#password", password);
+    await guest.fill("#again", password);
+    await guest.click("form button");
+    check(await says(guest, "Your user name is " + name), `${name} has chosen a password`);
+    await guest.goto(link);
+    check(await says(guest, "This link has ended"), "the link works once");
+    const session = await login(name, password);
+    check(session.status === 200, `${name} logs in with an app`);
+    const whoami = async () => (await api("GET", "/account/whoami", null, session.body.access_token)).status;
+
+    const its = `${root}people/of/${name}`;
+    await signIn(guest, name);
+    check(await says(guest, "this page is for administrators"), "who is no administrator is told so");
+    await admin.goto(`${root}people/?find=${name}`);
+    await admin.click("a.row");
+    check(admin.url() === its && await says(admin, "Apps and devices"), `${name} is found by name`);
+    await press(admin, "Lock");
+    check(await says(admin, "is locked") && await whoami() === 401, "locked: the app can do nothing");
+    await press(admin, "Unlock");
+    check(await whoami() === 200, "unlocked: the app goes on");
+    await press(admin, "Suspend");
+    check((await api("POST", "/createRoom", {}, session.body.access_token)).status === 403, "suspended: the app may not make a room");
+    await press(admin, "Let write again");
+    await press(admin, "Make an administrator");
+    await signIn(guest, name);
+    check(guest.url() === root, "an administrator signs in");
+    await press(admin, "Make an ordinary account");
+    await guest.goto(root);
+    check(guest.url().startsWith(`${root}sign-in`), "who is none any more is out at once");
+    await admin.goto(its);
+    await press(admin, "Log out");
+    check(await whoami() === 401, "a session that was ended here is over");
+    await press(admin, "Make a link");
+    const again = (await admin.textContent("#link")).trim();
+    await guest.goto(again);
+    await guest.fill("#password", "another horse");
+    await guest.fill("#again", "another horse");
+    await guest.click("form button");
+    check((await login(name, password)).status === 403 && (await login(name, "another horse")).status === 200, "a reset password is another one");
+    await admin.goto(its);
+    await admin.click('main a:text-is("Close the account…")');
+    check(await says(admin, "This cannot be undone"), "closing an account is asked again");
+    await press(admin, "Close it for good");
+    check(await says(admin, "closed for good") && (await login(name, "another horse")).status === 403, `${name} is closed`);
+    await guest.context().close();
+}
+
+async function forged(admin) {
+    const cookies = (await admin.context().cookies()).map((cookie) => `${cookie.name}=${cookie.value}`).join("; ");
+    await admin.goto(`${root}people/of/anna`);
+    const token = await admin.getAttribute('input[name="token"]', "value");
+    const post = async (fields, headers = {}) => {
+        const answer = await fetch(`${root}people/of/anna`, {
+            method: "POST", redirect: "manual", headers: { cookie: cookies, ...headers }, body: new URLSearchParams({ what: "make-admin", ...fields }),
+        });
+        return answer.status;
+    };
+    check(await post({}) === 403, "a form without the token is refused");
+    check(await post({ token: token.replace(/./g, "0") }) === 403, "and with another token");
+    check(await post({ token }, { "sec-fetch-site": "cross-site" }) === 403, "and from a page of another site");
+    check(await post({ token }) === 303, "and taken as it should be");
+    check(await post({ token }, { cookie: "snug_page=else" }) === 303, "without a session it leads to the sign-in");
+    const other = await visitor(admin.context().browser());
+    await other.goto(`${root}people/`);
+    check(other.url() === `${root}sign-in?next=people/`, "who is not signed in sees nothing");
+    const head = (await fetch(`${root}sign-in`)).headers;
+    check(/SameSite=Strict/.test(head.get("set-cookie")) && /HttpOnly/.test(head.get("set-cookie")), "cookies are out of reach of scripts and other sites");
+    await other.context().close();
+}
+
+async function figures(admin, paths) {
+    for (const path of paths) {
+        const times = [];
+        let bytes = 0;
+        for (let n = 0; n < 9; n++) {
+            const began = performance.now();
+            const answer = await admin.context().request.get(root + path);
+            bytes = (await answer.body()).length;
+            times.push(performance.now() - began);
+        }
+        const ms = times.sort((a, b) => a - b)[4];
+        check(bytes <= BYTES_MAX, `/${path}: ${(bytes / 1024).toFixed(1)} KiB, ${ms.toFixed(1)} ms${ms > MS_MAX ? " (MORE THAN 50)" : ""}`);
+    }
+}
+
+async function pictures(browser, paths) {
+    for (const colorScheme of ["light", "dark"])
+        for (const width of [390, 1280]) {
+            const page = await visitor(browser, { viewport: { width, height: width < 500 ? 844 : 860 }, colorScheme });
+            const shoot = (name) => page.screenshot({ path: `${shots}/${name || "home"}-${width}-${colorScheme}.png`, fullPage: true });
+            await page.goto(root);
+            if (shots) await shoot("sign-in");
+            await signIn(page, "anna");
+            for (const path of paths) {
+                await page.goto(root + path);
+                const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
+                check(over <= 0, `/${path} fits ${width} px, ${colorScheme}`);
+                if (shots) await shoot(path.replace(/\W+/g, "-").replace(/-$/, ""));
+            }
+            await page.context().close();
+        }
+}
+
+async function main() {
+    if (shots) fs.mkdirSync(shots, { recursive: true });
+    const browser = await chromium.launch(switches);
+    const admin = await visitor(browser);
+    await admin.goto(first);
+    await admin.fill("#name", "anna");
+    await admin.fill("#password", password);
+    await admin.fill("#again", password);
+    await admin.click("form button");
+    check(await says(admin, `@anna:${server}`), "the first account is made");
+    await admin.click('a:text-is("Look after this server")');
+    check(admin.url().startsWith(`${root}sign-in`), "its page leads to this one");
+    await signIn(admin, "anna", "wrong horse");
+    check(await says(admin, "password is wrong"), "a wrong password is refused");
+    await signIn(admin, "anna");
+    check(admin.url() === root && await says(admin, "Memory"), "the administrator signs in");
+    await admin.waitForFunction(() => document.querySelector("#memory .num"));
+    const before = await admin.textContent("#memory");
+    await api("GET", "/capabilities");
+    await admin.waitForFunction((before) => document.querySelector("#memory").textContent !== before, before, { timeout: 60_000 });
+    check(true, "what changes is shown while one looks");
+
+    await forged(admin);
+    await person(browser, admin, "bert");
+    say("-- without scripts");
+    const plain = await visitor(browser, { javaScriptEnabled: false });
+    await signIn(plain, "anna");
+    check(await says(plain, "Memory"), "signed in without scripts");
+    await person(browser, plain, "carl", { javaScriptEnabled: false });
+    await plain.click(".tabs summary");
+    await plain.click('.tabs .menu button');
+    check(plain.url() === `${root}sign-in`, "signed out");
+    await plain.goto(root);
+    check(plain.url().startsWith(`${root}sign-in`), "and out it is");
+
+    for (const name of ["dora", "emil"]) {
+        await admin.goto(`${root}people/add`);
+        await admin.fill("#name", name);
+        await press(admin, "Make the account");
+    }
+    const paths = (process.env.PATHS ?? ",people/,people/add,people/of/anna,people/of/dora,people/of/dora/close,people/of/bert,nothing").split(",");
+    await figures(admin, paths);
+    await pictures(browser, paths);
+
+    say("-- guessing");
+    const thief = await visitor(browser);
+    let slowed = false;
+    for (let n = 0; n < 12 && !slowed; n++) {
+        await signIn(thief, "emil", `guess ${n}`);
+        slowed = await says(thief, "many tries");
+    }
+    check(slowed, "wrong passwords are slowed down");
+    check(wrong.length === 0, `no page complained: ${wrong.join("; ")}`);
+    await browser.close();
+}
+
+main().then(
+    () => process.exit(0),
+    (error) => {
+        say(`FAILED ${error.stack}`);
+        process.exit(1);
+    },
+);
