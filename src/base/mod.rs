@@ -1,12 +1,12 @@
 //! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught,
-//! background workers, a lock for each name, bounded tables that others fill, what changed lately, and long
+//! background workers, a lock for each name, bounded tables that others fill, what changed lately, pages of lists in any order, and long
 //! answers in pieces.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
 //! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`, `shares.rs`,
-//! `recent.rs`, `chunks.rs`.
+//! `recent.rs`, `chunks.rs`, `ranked.rs`.
 
 #[cfg(test)]
 pub mod any_bytes;
@@ -19,6 +19,7 @@ mod lane;
 mod pace;
 mod panics;
 mod random;
+mod ranked;
 mod recent;
 pub mod shares;
 mod worker;
@@ -32,6 +33,7 @@ pub use lane::Lane;
 pub use pace::BatchSize;
 pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
 pub use random::Random;
+pub use ranked::{Ranked, ranked};
 pub use recent::Recent;
 pub use shares::{Owner, Shares};
 pub use worker::{Doing, Status, Worker, Workers, bounded, brief};

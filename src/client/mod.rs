@@ -37,6 +37,7 @@ mod terms;
 mod third_party;
 pub mod routes;
 mod search;
+mod synapse;
 mod room;
 
 pub use crate::user::{Calls, LiveKit, PresenceMode, TurnLogin};
@@ -44,6 +45,7 @@ pub use auth::{Requester, requester};
 pub use error::Error;
 pub use rates::PASSWORDS;
 pub use server::{Contact, Support};
+pub use synapse::Nonces;
 #[cfg(test)]
 pub(crate) use sync::v3::tests::synced;
 pub use terms::{Policy, PolicyPlace, PolicyText, TEXT_BYTES_MAX as TERMS_BYTES_MAX, Terms};
@@ -69,6 +71,10 @@ pub struct Options {
     pub registration: Registration,
     /// The tokens of [`Registration::Token`].
     pub registration_tokens: Vec<String>,
+    /// The secret with which `register_new_matrix_user` makes accounts.
+    pub registration_shared_secret: Option<String>,
+    /// Whether administrators have Synapse's administration API.
+    pub synapse_admin_api: bool,
     /// Whether anybody may be a guest here.
     pub guests: bool,
     /// The `https://…` in `/.well-known/matrix/client`. Without it that endpoint answers 404.
@@ -118,4 +124,6 @@ pub struct Client {
     pub looks: Lane,
     /// The folder for scratch files.
     pub scratch: PathBuf,
+    /// Of registrations with the shared secret.
+    pub nonces: Nonces,
 }

@@ -12,6 +12,8 @@ pub const PASSWORDS: AttemptRates = AttemptRates {
 };
 /// New accounts, by address. An attempt that fails counts too: it may have been a guess at a registration token.
 pub const REGISTER: Rate = Rate { name: "new accounts", per_second: 0.1, burst: 5.0 };
+/// Registrations with the shared secret, and nonces for them, by address.
+pub const REGISTER_NONCE: Rate = Rate { name: "registrations with the shared secret", per_second: 1.0, burst: 60.0 };
 /// Questions about the requirements of registration, by address.
 pub const REQUIREMENTS: Rate = Rate { name: "requirements", per_second: 0.5, burst: 30.0 };
 /// Questions whether a user name is free, by address. An app asks while the name is typed.

@@ -7,14 +7,20 @@ use super::room::{
     create, delayed, directory, membership, old, receipt, send, space, state, thread, timeline, upgrade,
 };
 use super::{
-    Client, admin, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, search, server, sync,
-    terms, third_party, to_device,
+    Client, admin, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, search, server,
+    synapse, sync, terms, third_party, to_device,
 };
 use crate::http::{Method, Router};
 
 /// What web apps of any origin may ask; servers ask none of it (client-server API, "Web Browser Clients").
-const OPEN_TO_WEB_APPS: [&str; 5] =
-    ["/_matrix/client/", "/_matrix/media/", "/_matrix/static/", "/.well-known/matrix/", "/_snug/livekit/"];
+const OPEN_TO_WEB_APPS: [&str; 6] = [
+    "/_matrix/client/",
+    "/_matrix/media/",
+    "/_matrix/static/",
+    "/.well-known/matrix/",
+    "/_snug/livekit/",
+    "/_synapse/admin/",
+];
 /// Prefixes of endpoints that were in r0 and are in v3, in the order of their age.
 const R0_V3: [&str; 2] = ["/_matrix/client/r0", "/_matrix/client/v3"];
 /// Prefixes for single profile fields. The last is from before a release of the specification had them.
@@ -50,6 +56,9 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     spaces(router, client);
     rooms(router, client);
     files(router, client);
+    if client.options.synapse_admin_api {
+        synapse::routes::routes(router, client);
+    }
 }
 
 /// Versions and capabilities of this server.

@@ -77,6 +77,21 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.apps.registration_tokens.extend(tokens(lines)?))
         },
     ),
+    optional(
+        "registration_shared_secret",
+        r#""a long random word""#,
+        "A secret with which `register_new_matrix_user` and other tools made for Synapse make accounts, administrators' too.",
+        |config, given| {
+            config.secret_files.extend(config.file.clone());
+            Ok(config.apps.registration_shared_secret = Some(given.text()?.to_owned()))
+        },
+    ),
+    setting(
+        "synapse_admin_api",
+        "true",
+        "Whether administrators have Synapse's administration API at /_synapse/admin, for tools such as synadm, Ketesa and Draupnir.",
+        |config, given| Ok(config.apps.synapse_admin_api = given.flag()?),
+    ),
     setting(
         "guests",
         "false",

@@ -288,6 +288,7 @@ impl Server {
             options: config.apps.clone(),
             looks: Lane::new(clock.clone(), budget.size("blocking_threads") as usize),
             scratch: folder.join(SCRATCH),
+            nonces: client::Nonces::default(),
         });
         client::routes::routes(&mut router, &client);
         if config.federation.enabled {

@@ -28,6 +28,7 @@ use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
 pub use crate::store::{Position, UserNum};
+pub use account::find::{Listed, Order, Wanted};
 pub use account::login_token::LOGIN_TOKEN_MS;
 pub use account::page_session::form_token;
 pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
@@ -48,7 +49,7 @@ pub use device::keys::Upload as KeyUpload;
 pub use device::remote_list::News;
 pub use device::to_device::{Messages, Txn};
 pub use presence::{PresenceMode, PresenceStatus, Syncing};
-pub use reports::{REASON_CHARS_MAX, Reported};
+pub use reports::{REASON_CHARS_MAX, Report, Reported};
 pub use settings::push_rules::NewRule;
 pub use settings::pushers::SetPusher;
 pub use sliding::{Answer, NOTED_ROOMS, Noted, STATE_BYTES_MAX, SlidingConnection, Told};

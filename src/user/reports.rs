@@ -65,6 +65,35 @@ impl Users {
         self.read(move |get| Ok(report::count_up_to(get, most)?)).await
     }
 
+    /// The reports of the ranks `from..from + most` among those that are wanted, and how many these are. All reports are read,
+    /// 2,000 at most.
+    pub async fn find_reports(
+        &self,
+        wanted: impl Fn(&Report) -> bool + Send + 'static,
+        backwards: bool,
+        from: usize,
+        most: usize,
+    ) -> Result<(Vec<(u32, Report)>, usize), Error> {
+        self.read(move |get| {
+            let (mut after, mut numbers) = (0, Vec::new());
+            while let Some((number, report)) = report::list(get, after, 1)?.pop() {
+                after = number;
+                if wanted(&report) {
+                    numbers.push(number);
+                }
+            }
+            if backwards {
+                numbers.reverse();
+            }
+            let (mut page, total) = (Vec::new(), numbers.len());
+            for number in numbers.into_iter().skip(from).take(most) {
+                page.extend(report::list(get, number - 1, 1)?);
+            }
+            Ok((page, total))
+        })
+        .await
+    }
+
     /// Removes a report. `NotFound` when there is none of that number.
     pub async fn remove_report(&self, number: u32) -> Result<(), Error> {
         self.write(move |w| match report::remove(w, number)? {

@@ -68,6 +68,8 @@ const SUMMARY: &[&str] = &["/_matrix/client/v1/room_summary", "/_matrix/client/u
 const MUTUAL: &[&str] =
     &["/_matrix/client/v1/mutual_rooms", "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms"];
 const MODERATION: &[&str] = &["/_matrix/client/v1/admin", "/_matrix/client/unstable/uk.timedout.msc4323/admin"];
+const SYNAPSE: &[&str] = &["/_synapse/admin/v1"];
+const SYNAPSE2: &[&str] = &["/_synapse/admin/v2"];
 const DEHYDRATED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc3814.v1/dehydrated_device"];
 const MEDIA: &[&str] = &["/_matrix/media/r0", "/_matrix/media/v1", "/_matrix/media/v3"];
 const FED: &[&str] = &["/_matrix/federation/v1"];
@@ -92,6 +94,10 @@ const fn put(prefixes: &'static [&'static str], path: &'static str, body: Holds)
     Endpoint { method: "PUT", body, ..get(prefixes, path) }
 }
 
+const SHARED_SECRET: Holds =
+    Json(&[r#"{"nonce":"<text>","username":"<localpart>","password":"<password>","admin":"<<bool>>","mac":"<text>"}"#]);
+const SERVER_NOTICE: Holds =
+    Json(&[r#"{"user_id":"<user_id>","content":{"msgtype":"m.text","body":"<text>"},"type":"m.room.message"}"#]);
 const EMPTY: Holds = Json(&["{}"]);
 const SEARCHES: &[&str] = &[
     r#"{"search_categories":{"room_events":{"search_term":"<text>","keys":["content.body","content.name","content.topic"],"filter":{"limit":"<<number>>","rooms":["<room_id>"],"types":["m.room.*"],"senders":["<user_id>"]},"order_by":"recent","event_context":{"before_limit":"<<number>>","after_limit":2,"include_profile":true},"include_state":true,"groupings":{"group_by":[{"key":"room_id"},{"key":"sender"}]}}}}"#,
@@ -305,6 +311,45 @@ pub const TABLE: &[Endpoint] = &[
     post(V3, "/rooms/{room_id}/report/{event_id}", Json(&["{}", r#"{"reason":"<text>","score":"<<number>>"}"#])),
     post(BARE, "/_matrix/client/v3/rooms/{room_id}/report", REASON),
     post(BARE, "/_matrix/client/v3/users/{user_id}/report", REASON),
+    // Synapse's administration API.
+    get(SYNAPSE2, "/users").asks("from=number&limit=number&order_by=text&name=text&deactivated=bool"),
+    get(BARE, "/_synapse/admin/v3/users").asks("from=number&user_id=text&dir=text&locked=bool"),
+    get(SYNAPSE2, "/users/{user_id}"),
+    put(SYNAPSE2, "/users/{user_id}", Json(&[r#"{"password":"<password>","displayname":"<text>","admin":"<<bool>>"}"#])),
+    get(SYNAPSE2, "/users/{user_id}/devices"),
+    get(SYNAPSE2, "/users/{user_id}/devices/{device_id}"),
+    put(SYNAPSE2, "/users/{user_id}/devices/{device_id}", Json(&[r#"{"display_name":"<text>"}"#])),
+    delete(SYNAPSE2, "/users/{user_id}/devices/{device_id}", EMPTY),
+    post(SYNAPSE2, "/users/{user_id}/delete_devices", Json(&[r#"{"devices":["<device_id>"]}"#])),
+    post(SYNAPSE, "/deactivate/{user_id}", Json(&["{}", r#"{"erase":"<<bool>>"}"#])),
+    put(SYNAPSE, "/suspend/{user_id}", Json(&[r#"{"suspend":"<<bool>>"}"#])),
+    post(SYNAPSE, "/reset_password/{user_id}", Json(&[r#"{"new_password":"<password>","logout_devices":"<<bool>>"}"#])),
+    get(SYNAPSE, "/users/{user_id}/admin"),
+    put(SYNAPSE, "/users/{user_id}/admin", Json(&[r#"{"admin":"<<bool>>"}"#])),
+    get(SYNAPSE, "/users/{user_id}/pushers"),
+    get(SYNAPSE, "/users/{user_id}/joined_rooms"),
+    get(SYNAPSE, "/users/{user_id}/memberships"),
+    get(SYNAPSE, "/users/{user_id}/accountdata"),
+    post(SYNAPSE, "/users/{user_id}/login", Json(&["{}", r#"{"valid_until_ms":"<<number>>"}"#])),
+    get(SYNAPSE, "/whois/{user_id}"),
+    get(SYNAPSE, "/username_available").asks("username=localpart"),
+    get(SYNAPSE, "/statistics/users/media").asks("from=number&search_term=text"),
+    get(SYNAPSE, "/register").of(Anybody),
+    post(SYNAPSE, "/register", SHARED_SECRET).of(Anybody),
+    get(SYNAPSE, "/rooms").asks("from=number&limit=number&order_by=text&dir=text&search_term=text&public_rooms=bool"),
+    get(SYNAPSE, "/rooms/{room_id}"),
+    get(SYNAPSE, "/rooms/{room_id}/members"),
+    get(SYNAPSE, "/rooms/{room_id}/forward_extremities"),
+    post(SYNAPSE, "/join/{room_id_or_alias}", Json(&[r#"{"user_id":"<user_id>"}"#])).asks("server_name=server"),
+    get(SYNAPSE, "/event_reports").asks("from=number&limit=number&dir=text&user_id=text&room_id=text"),
+    get(SYNAPSE, "/event_reports/{report_id}"),
+    delete(SYNAPSE, "/event_reports/{report_id}", EMPTY),
+    get(SYNAPSE, "/room_reports").asks("from=number"),
+    get(SYNAPSE, "/user_reports").asks("from=number"),
+    get(SYNAPSE, "/server_version").of(Anybody),
+    post(SYNAPSE, "/send_server_notice", SERVER_NOTICE),
+    put(SYNAPSE, "/send_server_notice/{txn_id}", SERVER_NOTICE),
+    get(SYNAPSE, "/background_updates/status"),
     // End-to-end keys.
     post(V3, "/keys/upload", KEYS),
     post(V3, "/keys/upload/{device_id}", KEYS),

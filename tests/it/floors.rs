@@ -43,6 +43,7 @@ const FLOORS: &[Floors] = &[
             ("delayed", "error"),
             ("mass_redaction", "error lock state append"),
             ("operator", "error lock ignored state join"),
+            ("inspect", "error state"),
         ],
     },
     Floors {

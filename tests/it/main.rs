@@ -20,6 +20,7 @@ mod sliding;
 mod sliding_extensions;
 mod spaces;
 mod sync;
+mod synapse_admin;
 mod keys;
 mod media;
 mod moderation;

@@ -344,7 +344,12 @@ fn settings(folder: &Path) -> Config {
     let mut config = Config {
         data_dir: folder.join("data"),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
-        apps: Options { registration: Registration::Open, ..Options::default() },
+        apps: Options {
+            registration: Registration::Open,
+            synapse_admin_api: true,
+            registration_shared_secret: Some("shared".to_owned()),
+            ..Options::default()
+        },
         rate_limits: false,
         log: "warn".to_owned(),
         ..Config::default()

@@ -119,7 +119,7 @@ pub async fn check_guest(
 
 /// The room that the id or alias in the path names, and servers that may know it. An alias is resolved by its own
 /// server.
-async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
+pub async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoomId, Vec<OwnedServerName>), Error> {
     let mut via: Vec<OwnedServerName> = Vec::new();
     for name in request.query_all("via").chain(request.query_all("server_name")) {
         let server = name.try_into().map_err(|_| ErrorResponse::invalid_param("via must be a list of server names"))?;

@@ -16,6 +16,7 @@ use super::lookup::{id_of, local};
 pub use crate::store::tables::user::Standing;
 
 pub mod directory;
+pub mod find;
 pub mod guest;
 pub mod known;
 pub mod login_token;
@@ -112,6 +113,12 @@ impl Users {
             Ok(user::account(get, num)?.map(|row| Account::new(user_id, row)))
         })
         .await
+    }
+
+    /// The number of a local account. `NotFound` when there is none.
+    pub async fn local_num(&self, user_id: &UserId) -> Result<UserNum, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| local(get, &user_id)).await
     }
 
     /// The bytes of files that each of some accounts has uploaded.

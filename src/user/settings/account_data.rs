@@ -5,13 +5,14 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
+use crate::base::{self, ChunkError, ChunkWriter, Chunks, blocking, comma};
 use crate::budget::parsed_bytes_max;
 use crate::matrix::json::{self, partial};
 use crate::matrix::push::default_rules;
 use crate::store::tables::room;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::tables::user::push_rule;
-use crate::store::{Change, Get, RoomNum, UserNum, Write};
+use crate::store::{Change, Get, Read, RoomNum, UserNum, Write};
 use crate::user::{Error, Users};
 
 /// The limits of one user's account data.
@@ -44,6 +45,34 @@ impl Users {
             account_data::get(get, user, room, &kind)?.ok_or(Error::NotFound("account data"))
         })
         .await
+    }
+
+    /// All entries of a user as `{"account_data": {"global": {…}, "rooms": {…}}}`, a piece at a time.
+    pub async fn all_account_data(&self, user: UserNum) -> Result<impl Chunks, Error> {
+        let store = self.0.parts.store.clone();
+        let read = blocking(move || store.read().map_err(Error::from)).await?;
+        Ok(base::written(async move |pen| {
+            pen.text("{\"account_data\":{\"global\":{");
+            let mut first = true;
+            write_entries(&read, &pen, user, GLOBAL, &mut first).await?;
+            pen.text("},\"rooms\":{");
+            let (mut after, mut first_room) = (None, true);
+            while let Some(room) = account_data::next_room(&read, user, after)? {
+                after = Some(room);
+                let Some(row) = room::get(&read, room)? else { continue };
+                let id = serde_json::to_vec(&row.id)?;
+                pen.with(|out| {
+                    comma(out, &mut first_room);
+                    out.extend_from_slice(&id);
+                    out.extend_from_slice(b":{");
+                });
+                let mut first = true;
+                write_entries(&read, &pen, user, room, &mut first).await?;
+                pen.text("}");
+            }
+            pen.text("}}}");
+            Ok(())
+        }))
     }
 
     /// Sets one entry. Types with endpoints of their own are refused.
@@ -168,6 +197,30 @@ impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(text: D) -> Result<Text, D::Error> {
         String::deserialize(text).map(|_| Text)
     }
+}
+
+/// Writes the entries of one room as the members of an object, one after the other.
+async fn write_entries(
+    read: &Read,
+    pen: &ChunkWriter,
+    user: UserNum,
+    room: RoomNum,
+    first: &mut bool,
+) -> Result<(), ChunkError> {
+    let mut kind = String::new();
+    while let Some(next) = account_data::next_kind(read, user, room, &kind)? {
+        kind = next;
+        let Some(json) = account_data::get(read, user, room, &kind)? else { continue };
+        let name = serde_json::to_vec(&kind)?;
+        pen.with(|out| {
+            comma(out, first);
+            out.extend_from_slice(&name);
+            out.push(b':');
+        });
+        pen.long(&json).await;
+        pen.pause().await;
+    }
+    Ok(())
 }
 
 /// Whether an entry takes too much memory when it is parsed.

@@ -81,6 +81,31 @@ pub fn each(
     })
 }
 
+/// The next room behind `after` for which a user has an entry; [`GLOBAL`] is none. Rows of removed entries count.
+pub fn next_room(get: &impl Get, user: UserNum, after: Option<RoomNum>) -> Result<Option<RoomNum>> {
+    let next = RoomNum(after.unwrap_or(GLOBAL).0.saturating_add(1));
+    let mut found = None;
+    let (from, end) = (row(user, next, ""), crate::store::after_prefix(&user.to_key()));
+    get.range(&ACCOUNT_DATA, &from, end.as_deref(), false, &mut |key, _| {
+        let room = key.get(4..8).and_then(RoomNum::from_key);
+        found = Some(room.ok_or_else(|| Error::corrupt(&ACCOUNT_DATA, key))?);
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(found)
+}
+
+/// The type of the first entry behind one type, in one room; one that was removed has no text.
+pub fn next_kind(get: &impl Get, user: UserNum, room: RoomNum, after: &str) -> Result<Option<String>> {
+    let (prefix, mut found) = (row(user, room, ""), None);
+    let from = [&row(user, room, after)[..], b"\0"].concat();
+    get.range(&ACCOUNT_DATA, &from, crate::store::after_prefix(&prefix).as_deref(), false, &mut |key, _| {
+        let kind = std::str::from_utf8(&key[prefix.len()..]).map_err(|_| Error::corrupt(&ACCOUNT_DATA, key))?;
+        found = Some(kind.to_owned());
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(found)
+}
+
 /// Visits the entries set after `since`, up to and with `to`: room ([`GLOBAL`] for none) and type, oldest change first.
 pub fn changes(
     get: &impl Get,

@@ -1,0 +1,47 @@
+//! The server itself: its version, notices to its users, what works in the background.
+
+use std::sync::Arc;
+
+use ruma::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::administrator;
+use crate::client::{Client, Error};
+use crate::http::{ErrorResponse, Request, Response};
+
+/// GET /_synapse/admin/v1/server_version. Anybody may ask, as at Synapse.
+pub async fn version(_: Arc<Client>, _: Request) -> Result<Response, Error> {
+    Ok(Response::json(&json!({ "server_version": concat!("Snug ", env!("CARGO_PKG_VERSION")) })))
+}
+
+#[derive(Deserialize)]
+struct Notice {
+    user_id: OwnedUserId,
+    content: Map<String, Value>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    state_key: Option<String>,
+}
+
+/// POST /_synapse/admin/v1/send_server_notice, and PUT with a transaction id.
+///
+/// 400 `M_INVALID_PARAM` for what is no message: notices here are `m.room.message` events.
+pub async fn notice(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let Notice { user_id, content, kind, state_key } = request.json().await?;
+    if kind.is_some_and(|kind| kind != "m.room.message") || state_key.is_some() {
+        return Err(ErrorResponse::invalid_param("Notices of this server are m.room.message events").into());
+    }
+    if user_id.server_name() != client.users.server() {
+        return Err(ErrorResponse::bad("M_UNKNOWN", "Server notices can only be sent to local users").into());
+    }
+    let event_id = client.notices.send(&user_id, Value::Object(content)).await?;
+    Ok(Response::json(&json!({ "event_id": event_id })))
+}
+
+/// GET /_synapse/admin/v1/background_updates/status: there are none that could be switched off.
+pub async fn background_updates(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    Ok(Response::json(&json!({ "enabled": true, "current_updates": {} })))
+}

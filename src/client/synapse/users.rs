@@ -1,0 +1,421 @@
+//! Users: list, get, create or change, deactivate, suspend, passwords, administrators, devices, rooms, account data, pushers.
+
+use std::sync::Arc;
+
+use ruma::OwnedUserId;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{Page, administrator, administrator_with_memory, answer, done, flag, local_user, rows, user};
+use crate::base::unbroken;
+use crate::client::{Client, Error};
+use crate::flow::{self, Propagate};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
+use crate::user::{Listed, Login, New, Order, Standing, Wanted};
+
+/// GET /_synapse/admin/v2/users: `deactivated=true` and `locked=true` add those to the others.
+pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let deactivated = flag(&request, "deactivated")?.unwrap_or(false);
+    listed(client, request, if deactivated { None } else { Some(false) }).await
+}
+
+/// GET /_synapse/admin/v3/users: `deactivated` says which of the two are listed, and without it both are.
+pub async fn list_v3(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let deactivated = flag(&request, "deactivated")?;
+    listed(client, request, deactivated).await
+}
+
+async fn listed(client: Arc<Client>, request: Request, deactivated: Option<bool>) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let page = Page::of(&request)?;
+    let wanted = Wanted {
+        id: request.query("user_id"),
+        name: request.query("name"),
+        guests: if flag(&request, "guests")?.unwrap_or(true) { None } else { Some(false) },
+        admins: flag(&request, "admins")?,
+        deactivated,
+        locked: if flag(&request, "locked")?.unwrap_or(false) { None } else { Some(false) },
+    };
+    let order = order(request.query("order_by").as_deref())?;
+    let (found, total) = client.users.find(wanted, order, page.backwards, page.from, page.most).await?;
+    let users = rows(found, shown);
+    let next = page.from + users.len();
+    let mut value = json!({ "users": users, "total": total });
+    if next < total && page.most > 0 {
+        value["next_token"] = next.to_string().into();
+    }
+    answer(&value, grant)
+}
+
+fn order(name: Option<&str>) -> Result<Order, ErrorResponse> {
+    Ok(match name {
+        // No account has a type or is shadow-banned here, so these are the order of names.
+        None | Some("name" | "user_type" | "shadow_banned") => Order::Name,
+        Some("is_guest") => Order::Guest,
+        Some("admin") => Order::Admin,
+        Some("deactivated") => Order::Deactivated,
+        Some("displayname") => Order::DisplayName,
+        Some("avatar_url") => Order::AvatarUrl,
+        Some("creation_ts") => Order::Created,
+        Some("last_seen_ts") => Order::LastSeen,
+        Some("locked") => Order::Locked,
+        Some(_) => return Err(ErrorResponse::invalid_param("order_by names nothing that users can be ordered by")),
+    })
+}
+
+fn shown(listed: &Listed) -> Value {
+    let account = &listed.account;
+    json!({
+        "name": account.user_id, "displayname": listed.display_name, "avatar_url": listed.avatar_url,
+        "is_guest": listed.is_guest, "admin": account.admin, "deactivated": account.standing == Standing::Deactivated,
+        "erased": listed.is_erased, "locked": account.locked, "suspended": account.suspended,
+        "creation_ts": account.created_ms, "last_seen_ts": listed.seen_ms, "user_type": null, "shadow_banned": false,
+        "approved": true,
+    })
+}
+
+/// GET /_synapse/admin/v2/users/{user_id}
+pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    Ok(Response::json(&details(&client, &user_id).await?))
+}
+
+async fn details(client: &Client, user_id: &OwnedUserId) -> Result<Value, Error> {
+    let listed = client.users.listed(user_id).await?;
+    let mut value = shown(&listed);
+    // As Synapse has it here, in seconds.
+    value["creation_ts"] = (listed.account.created_ms / 1_000).into();
+    let more = json!({
+        "threepids": [], "external_ids": [], "appservice_id": null, "consent_server_notice_sent": null,
+        "consent_version": null, "consent_ts": null,
+    });
+    if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {
+        value.extend(more);
+    }
+    Ok(value)
+}
+
+#[derive(Deserialize)]
+struct Change {
+    password: Option<String>,
+    #[serde(default = "yes")]
+    logout_devices: bool,
+    displayname: Option<String>,
+    avatar_url: Option<String>,
+    admin: Option<bool>,
+    deactivated: Option<bool>,
+    locked: Option<bool>,
+    suspended: Option<bool>,
+    #[serde(default)]
+    threepids: Vec<Value>,
+    #[serde(default)]
+    external_ids: Vec<Value>,
+    user_type: Option<String>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// PUT /_synapse/admin/v2/users/{user_id}: 201 for a new account, else 200.
+///
+/// 400 `M_UNKNOWN` for an account that was deactivated: its name is never given out again; for addresses and identities of other
+/// providers, and for a type of user, which accounts here have none of.
+pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let change: Change = request.json().await?;
+    let no_place = !change.threepids.is_empty() || !change.external_ids.is_empty() || change.user_type.is_some();
+    if no_place {
+        let message = "Accounts of this server have no e-mail addresses, telephone numbers, identities of other providers or types";
+        return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
+    }
+    let before = client.users.account(&user_id).await?;
+    let takes_own_right =
+        change.admin == Some(false) || change.deactivated == Some(true) || change.locked == Some(true);
+    if by.user_id == user_id && takes_own_right {
+        return Err(ErrorResponse::bad("M_UNKNOWN", "You may not take this from yourself").into());
+    }
+    unbroken(async move {
+        let is_new = before.is_none();
+        match before {
+            None => {
+                let localpart = user_id.localpart().to_owned();
+                let admin = change.admin.unwrap_or(false);
+                client.users.create(New { localpart, password: change.password, admin, agreed: 0 }).await?;
+                tracing::info!("{} made the account {user_id}", by.user_id);
+            }
+            Some(account) if account.standing == Standing::Deactivated => {
+                if change.deactivated != Some(true) {
+                    let message = "This account was deactivated, which cannot be taken back";
+                    return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
+                }
+            }
+            Some(account) => {
+                if let Some(password) = &change.password {
+                    client.users.set_password(&user_id, password).await?;
+                    if change.logout_devices {
+                        client.users.logout_all(&user_id, None).await?;
+                    }
+                }
+                if let Some(admin) = change.admin.filter(|admin| *admin != account.admin) {
+                    client.users.set_admin(&user_id, admin).await?;
+                }
+            }
+        }
+        for (field, value) in [("displayname", change.displayname), ("avatar_url", change.avatar_url)] {
+            let Some(value) = value else { continue };
+            let value = (!value.is_empty()).then_some(Value::String(value));
+            flow::rename(&client.users, &client.rooms, &user_id, field, value, Propagate::All).await?;
+        }
+        if let Some(locked) = change.locked {
+            client.users.set_locked(&user_id, locked).await?;
+        }
+        if let Some(suspended) = change.suspended {
+            client.users.set_suspended(&user_id, suspended).await?;
+        }
+        if change.deactivated == Some(true) {
+            flow::deactivate(&client.users, &client.rooms, &user_id, false).await?;
+        }
+        let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+        Ok(Response::json_with(status, &details(&client, &user_id).await?))
+    })
+    .await
+}
+
+#[derive(Deserialize, Default)]
+struct Deactivate {
+    #[serde(default)]
+    erase: bool,
+}
+
+/// POST /_synapse/admin/v1/deactivate/{user_id}
+pub async fn deactivate(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let Deactivate { erase } = request.json_or_empty().await?;
+    if client.users.is_last_admin(&user_id).await? {
+        let message = "This is the last administrator; `snug user deactivate --force` closes the account all the same";
+        return Err(ErrorResponse::forbidden(message).into());
+    }
+    flow::deactivate(&client.users, &client.rooms, &user_id, erase).await?;
+    tracing::info!("{} deactivated {user_id}", by.user_id);
+    Ok(Response::json(&json!({ "id_server_unbind_result": "success" })))
+}
+
+#[derive(Deserialize)]
+struct Suspend {
+    suspend: bool,
+}
+
+/// PUT /_synapse/admin/v1/suspend/{user_id}
+pub async fn suspend(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let Suspend { suspend } = request.json().await?;
+    client.users.set_suspended(&user_id, suspend).await?;
+    tracing::info!("{} {} {user_id}", by.user_id, if suspend { "suspended" } else { "unsuspended" });
+    Ok(Response::json(&json!({ format!("user_{user_id}_suspended"): suspend })))
+}
+
+#[derive(Deserialize)]
+struct Reset {
+    new_password: String,
+    #[serde(default = "yes")]
+    logout_devices: bool,
+}
+
+/// POST /_synapse/admin/v1/reset_password/{user_id}
+pub async fn reset_password(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let Reset { new_password, logout_devices } = request.json().await?;
+    unbroken(async move {
+        client.users.set_password(&user_id, &new_password).await?;
+        if logout_devices {
+            client.users.logout_all(&user_id, None).await?;
+        }
+        tracing::info!("{} set the password of {user_id}", by.user_id);
+        Ok(done())
+    })
+    .await
+}
+
+/// GET /_synapse/admin/v1/users/{user_id}/admin
+pub async fn is_admin(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let listed = client.users.listed(&local_user(&client, &request)?).await?;
+    Ok(Response::json(&json!({ "admin": listed.account.admin })))
+}
+
+#[derive(Deserialize)]
+struct IsAdmin {
+    admin: bool,
+}
+
+/// PUT /_synapse/admin/v1/users/{user_id}/admin
+pub async fn set_admin(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let IsAdmin { admin } = request.json().await?;
+    if by.user_id == user_id && !admin {
+        return Err(ErrorResponse::bad("M_UNKNOWN", "You may not demote yourself.").into());
+    }
+    client.users.set_admin(&user_id, admin).await?;
+    tracing::info!("{} {} {user_id} an administrator", by.user_id, if admin { "made" } else { "no longer has" });
+    Ok(done())
+}
+
+/// GET /_synapse/admin/v1/username_available
+pub async fn is_available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let name = request.query("username").ok_or_else(|| ErrorResponse::missing_param("username"))?;
+    client.users.is_free(&name).await?;
+    Ok(Response::json(&json!({ "available": true })))
+}
+
+/// GET /_synapse/admin/v2/users/{user_id}/devices
+pub async fn devices(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let mut devices = client.users.devices_of(&user_id).await?;
+    for device in &mut devices {
+        device["user_id"] = user_id.as_str().into();
+        device["dehydrated"] = false.into();
+    }
+    Ok(Response::json(&json!({ "total": devices.len(), "devices": devices })))
+}
+
+/// GET /_synapse/admin/v2/users/{user_id}/devices/{device_id}
+pub async fn device(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let num = client.users.local_num(&user_id).await?;
+    let mut device = client.users.device(num, request.param("device_id")).await?;
+    device["user_id"] = user_id.as_str().into();
+    Ok(Response::json(&device))
+}
+
+#[derive(Deserialize)]
+struct DeviceName {
+    display_name: Option<String>,
+}
+
+/// PUT /_synapse/admin/v2/users/{user_id}/devices/{device_id}
+pub async fn name_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let num = client.users.local_num(&user_id).await?;
+    let DeviceName { display_name } = request.json_or_empty().await?;
+    if display_name.is_some() {
+        client.users.name_device(num, &user_id, request.param("device_id"), display_name).await?;
+    }
+    Ok(done())
+}
+
+/// DELETE /_synapse/admin/v2/users/{user_id}/devices/{device_id}
+pub async fn delete_device(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let num = client.users.local_num(&user_id).await?;
+    client.users.remove_devices(num, &user_id, vec![request.param("device_id").to_owned()]).await?;
+    Ok(done())
+}
+
+#[derive(Deserialize)]
+struct Devices {
+    devices: Vec<String>,
+}
+
+/// POST /_synapse/admin/v2/users/{user_id}/delete_devices
+pub async fn delete_devices(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let num = client.users.local_num(&user_id).await?;
+    let Devices { devices } = request.json().await?;
+    client.users.remove_devices(num, &user_id, devices).await?;
+    Ok(done())
+}
+
+/// GET /_synapse/admin/v1/users/{user_id}/pushers
+pub async fn pushers(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let num = client.users.local_num(&local_user(&client, &request)?).await?;
+    Ok(Response::stream(grant, client.users.pushers(num).await?))
+}
+
+/// GET /_synapse/admin/v1/users/{user_id}/joined_rooms: of a user of another server, the rooms that this server is in too.
+pub async fn joined_rooms(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    Ok(Response::stream(grant, client.rooms.list_rooms_of(&user(&request)?, false).await?))
+}
+
+/// GET /_synapse/admin/v1/users/{user_id}/memberships
+pub async fn memberships(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    Ok(Response::stream(grant, client.rooms.list_rooms_of(&user(&request)?, true).await?))
+}
+
+/// GET /_synapse/admin/v1/whois/{user_id}
+pub async fn whois(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    crate::client::admin::whois(client, request).await
+}
+
+#[derive(Deserialize, Default)]
+struct LogIn {
+    valid_until_ms: Option<u64>,
+}
+
+/// POST /_synapse/admin/v1/users/{user_id}/login: an access token of the user, of a new device, which the user sees in their
+/// list: it is not hidden here that somebody has access.
+pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let LogIn { valid_until_ms } = request.json_or_empty().await?;
+    if by.user_id == user_id {
+        return Err(ErrorResponse::bad("M_UNKNOWN", "Cannot use admin API to login as self").into());
+    }
+    let now_ms = client.clock.now_ms();
+    let lifetime_ms = match valid_until_ms {
+        Some(until_ms) if until_ms <= now_ms => {
+            return Err(ErrorResponse::invalid_param("valid_until_ms has passed").into());
+        }
+        Some(until_ms) => Some(until_ms - now_ms),
+        None => None,
+    };
+    let display_name = Some(format!("Administrator {}", by.user_id));
+    let login = Login { display_name, lifetime_ms, ip: Some(request.peer().ip), ..Login::default() };
+    let session = client.users.login(&user_id, login).await?;
+    tracing::warn!("{} logged in as {user_id}", by.user_id);
+    Ok(Response::json(&json!({ "access_token": session.access_token })))
+}
+
+/// GET /_synapse/admin/v1/users/{user_id}/accountdata
+pub async fn account_data(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let num = client.users.local_num(&local_user(&client, &request)?).await?;
+    Ok(Response::stream(grant, client.users.all_account_data(num).await?))
+}
+
+/// GET /_synapse/admin/v1/statistics/users/media: what users have uploaded, by user, in the order of their names.
+pub async fn media_statistics(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let page = Page::of(&request)?;
+    let wanted = Wanted { name: request.query("search_term"), ..Wanted::default() };
+    let (found, total) = client.users.find(wanted, Order::Name, page.backwards, page.from, page.most).await?;
+    let bytes = client.users.uploaded_by(found.iter().map(|listed| listed.account.user_id.clone()).collect()).await?;
+    let users = rows(found.into_iter().zip(bytes).collect(), |(listed, bytes)| {
+        let mut row = Map::new();
+        row.insert("user_id".to_owned(), listed.account.user_id.as_str().into());
+        row.insert("displayname".to_owned(), listed.display_name.clone().into());
+        row.insert("media_length".to_owned(), (*bytes).into());
+        row.into()
+    });
+    let next = page.from + users.len();
+    let mut value = json!({ "users": users, "total": total });
+    if next < total && page.most > 0 {
+        value["next_token"] = next.into();
+    }
+    answer(&value, grant)
+}

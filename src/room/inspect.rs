@@ -1,0 +1,331 @@
+//! Rooms as an administrator's tool lists them: filtered, in any order, a page at a time; their members, and a user's rooms.
+
+use std::cmp::Reverse;
+use std::ops::ControlFlow;
+
+use ruma::{OwnedUserId, RoomId, UserId};
+
+use super::Rooms;
+use super::error::{Error, Result};
+use super::state::description::Description;
+use super::state::{self, RoomRef};
+use crate::base::{self, Chunks, Ranked, bounded, ranked};
+use crate::matrix::json;
+use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::room::{self, Room, Status, event, member, user_room};
+use crate::store::tables::user;
+use crate::store::{Get, Read, RoomNum, UserNum};
+
+/// Characters of a text by which rooms are put in order.
+const ORDER_CHARS: usize = 48;
+/// Members read at once.
+const MEMBERS_A_READ: usize = 200;
+
+/// Which rooms are listed. `None` in a filter lets all pass.
+#[derive(Debug, Clone, Default)]
+pub struct WantedRooms {
+    /// Part of the room's name, of its main alias or its id.
+    pub term: Option<String>,
+    pub public: Option<bool>,
+    /// Whether nobody is joined.
+    pub empty: Option<bool>,
+}
+
+/// What rooms are put in order by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum RoomOrder {
+    #[default]
+    Name,
+    Alias,
+    Joined,
+    LocalJoined,
+    Version,
+    Creator,
+    Encryption,
+    Federated,
+    Public,
+    JoinRule,
+    GuestAccess,
+    History,
+    StateEvents,
+}
+
+/// A room with what a list shows of it.
+#[derive(Debug, Clone)]
+pub struct ListedRoom {
+    pub description: Description,
+    pub version: String,
+    /// Whether this server is in the room; else what is said here is as it was when the last user of this server left.
+    pub resident: bool,
+    pub local_joined: u64,
+    pub creator: Option<String>,
+    pub federated: bool,
+    pub public: bool,
+    pub guest_access: Option<String>,
+    pub history_visibility: Option<String>,
+    /// The events of the room that are stored here, state and others.
+    pub events: u64,
+    /// The room that replaces this one; `Some(None)` when it was closed without another.
+    pub replaced_by: Option<Option<String>>,
+}
+
+type Key = (u64, String, RoomNum);
+
+impl Rooms {
+    /// The rooms of the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk over all
+    /// rooms. `most` is at most 512.
+    pub async fn find(
+        &self,
+        wanted: WantedRooms,
+        order: RoomOrder,
+        backwards: bool,
+        from: usize,
+        most: usize,
+    ) -> Result<(Vec<ListedRoom>, usize)> {
+        self.reading(move |_, read| {
+            let (page, total) = match backwards {
+                false => {
+                    let Ranked { page, total } = ranked(from, most, &mut |visit| each(read, &wanted, order, visit))?;
+                    (page, total)
+                }
+                true => {
+                    let each = &mut |visit: &mut dyn FnMut(Reverse<Key>)| {
+                        each(read, &wanted, order, &mut |key| visit(Reverse(key)))
+                    };
+                    let Ranked { page, total } = ranked(from, most, each)?;
+                    (page.into_iter().map(|key| key.0).collect(), total)
+                }
+            };
+            let page: Result<Vec<_>> = page.into_iter().map(|(_, _, num)| listed(read, num)).collect();
+            Ok((page?, total))
+        })
+        .await
+    }
+
+    /// One room as a list shows it. `NotFound` when it is not known here, or only by an invite.
+    pub async fn listed(&self, room_id: &RoomId) -> Result<ListedRoom> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let num = room::num(read, room_id.as_str())?.ok_or(Error::NotFound)?;
+            listed(read, num)
+        })
+        .await
+    }
+
+    /// The ids of a room's joined members, as `{"members": […], "total": …}`. `NotFound` when it is not known here.
+    pub async fn list_members(&self, room_id: &RoomId) -> Result<impl Chunks> {
+        let (rooms, of) = (self.clone(), room_id.to_owned());
+        let (read, room) = base::blocking(move || {
+            let read = rooms.read()?;
+            let room = state::known(&read, of.as_str())?;
+            Ok::<_, Error>((read, room))
+        })
+        .await?;
+        Ok(base::written(async move |pen| {
+            let (mut after, mut first, mut total) = (None, true, 0u64);
+            pen.text("{\"members\":[");
+            loop {
+                let mut page: Vec<UserNum> = Vec::new();
+                member::list(&read, room.num, Membership::Join, after, &mut |user, _| {
+                    page.push(user);
+                    Ok(if page.len() < MEMBERS_A_READ { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+                })?;
+                let Some(last) = page.last() else { break };
+                after = Some(*last);
+                for user in page {
+                    let id = serde_json::to_vec(&user::id_of(&read, user)?)?;
+                    pen.with(|out| {
+                        base::comma(out, &mut first);
+                        out.extend_from_slice(&id);
+                    });
+                    total += 1;
+                    pen.pause().await;
+                }
+            }
+            pen.text(&format!("],\"total\":{total}}}"));
+            Ok(())
+        }))
+    }
+
+    /// The rooms of a user: those joined as `{"joined_rooms": […], "total": …}`, or with `memberships` all that are known of
+    /// as `{"memberships": {…}}`. Of a user of another server, the rooms in which this server is: one lookup for each room here.
+    pub async fn list_rooms_of(&self, user_id: &UserId, memberships: bool) -> Result<impl Chunks> {
+        let (rooms, of) = (self.clone(), user_id.to_owned());
+        let (read, user, is_local) = base::blocking(move || {
+            let read = rooms.read()?;
+            let user = user::num(&read, of.as_str())?;
+            let is_local = user.map(|user| user::is_local(&read, user)).transpose()?.unwrap_or(false);
+            Ok::<_, Error>((read, user, is_local))
+        })
+        .await?;
+        Ok(base::written(async move |pen| {
+            let (mut after, mut first, mut total) = (None, true, 0u64);
+            pen.text(if memberships { "{\"memberships\":{" } else { "{\"joined_rooms\":[" });
+            while let Some(user) = user
+                && let Some((num, row, membership)) = next_room(&read, user, is_local, after)?
+            {
+                after = Some(num);
+                if memberships || membership == Membership::Join {
+                    let id = serde_json::to_vec(&row.id)?;
+                    pen.with(|out| {
+                        base::comma(out, &mut first);
+                        out.extend_from_slice(&id);
+                        if memberships {
+                            out.extend_from_slice(format!(":\"{}\"", membership.as_str()).as_bytes());
+                        }
+                    });
+                    total += 1;
+                }
+                pen.pause().await;
+            }
+            pen.text(&if memberships { "}}".to_owned() } else { format!("],\"total\":{total}}}") });
+            Ok(())
+        }))
+    }
+
+    /// The events of a room that no other refers to yet: id, depth, and when this server received it.
+    pub async fn extremities(&self, room_id: &RoomId) -> Result<Vec<(String, u64)>> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let room = state::known(read, room_id.as_str())?;
+            let one = |num: &crate::store::EventNum| Ok((event::id_of(read, *num)?, event::row_of(read, *num)?.depth));
+            room.row.extremities.iter().map(one).collect()
+        })
+        .await
+    }
+
+    /// Who of this server is joined, for what an administrator does in the room on their behalf.
+    pub async fn local_members(&self, room_id: &RoomId) -> Result<Vec<OwnedUserId>> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let num = room::num(read, room_id.as_str())?.ok_or(Error::NotFound)?;
+            let mut users = Vec::new();
+            member::list_local(read, num, &mut |user, membership| {
+                if membership == Membership::Join {
+                    users.push(user);
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            let id = |user| Ok(user::id_of(read, user)?.try_into().map_err(|_| Error::NotFound)?);
+            users.into_iter().map(id).collect()
+        })
+        .await
+    }
+}
+
+/// The next room of a user behind `after`, and what the user is in it.
+fn next_room(
+    read: &Read,
+    user: UserNum,
+    is_local: bool,
+    after: Option<RoomNum>,
+) -> Result<Option<(RoomNum, Room, Membership)>> {
+    let mut found = None;
+    if is_local {
+        user_room::list_mine(read, user, after, &mut |num, mine| {
+            found = Some((num, mine.membership));
+            Ok(ControlFlow::Break(()))
+        })?;
+        return match found {
+            Some((num, membership)) => Ok(Some((num, room::get_of(read, num)?, membership))),
+            None => Ok(None),
+        };
+    }
+    let mut found = None;
+    room::list_after(read, after, &mut |num, row| {
+        if row.status == Status::Resident
+            && let Some((membership, _)) = member::get(read, num, user)?
+        {
+            found = Some((num, row, membership));
+            return Ok(ControlFlow::Break(()));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
+/// Visits the wanted rooms in the order in which they became known. Stubs are no rooms yet.
+fn each(read: &Read, wanted: &WantedRooms, order: RoomOrder, visit: &mut dyn FnMut(Key)) -> Result<()> {
+    let fits = |wanted: Option<bool>, is: bool| wanted.is_none_or(|wanted| wanted == is);
+    room::list_after(read, None, &mut |num, row| {
+        if row.status == Status::Stub || !fits(wanted.public, row.public) || !fits(wanted.empty, row.joined == 0) {
+            return Ok(ControlFlow::Continue(()));
+        }
+        // A room whose version this program does not know cannot be shown, and hides no other.
+        let Ok(room) = state::known_num(read, num) else { return Ok(ControlFlow::Continue(())) };
+        let text = |kind, field| Ok::<_, crate::store::Error>(room.view(read).text(kind, field)?.unwrap_or_default());
+        if let Some(term) = &wanted.term {
+            let lower = term.to_lowercase();
+            let alias = text("m.room.canonical_alias", "alias")?;
+            let localpart = alias.split(':').next().unwrap_or_default().to_lowercase();
+            let name = text("m.room.name", "name")?.to_lowercase();
+            if !name.contains(&lower) && !localpart.contains(&lower) && !row.id.contains(term.as_str()) {
+                return Ok(ControlFlow::Continue(()));
+            }
+        }
+        // Numbers stand largest first, as Synapse has them.
+        let largest = |number: u64| u64::MAX - number;
+        let (number, text) = match order {
+            RoomOrder::Name => (0, text("m.room.name", "name")?),
+            RoomOrder::Alias => (0, text("m.room.canonical_alias", "alias")?),
+            RoomOrder::Joined => (largest(row.joined), String::new()),
+            RoomOrder::LocalJoined => (largest(local_joined(read, num)?), String::new()),
+            RoomOrder::Version => (largest(row.version.parse().unwrap_or(0)), row.version.clone()),
+            RoomOrder::Creator => (0, creator(read, &room)?.unwrap_or_default()),
+            RoomOrder::Encryption => (0, text("m.room.encryption", "algorithm")?),
+            RoomOrder::Federated => (is_federated(read, &room)?.into(), String::new()),
+            RoomOrder::Public => (row.public.into(), String::new()),
+            RoomOrder::JoinRule => (0, text("m.room.join_rules", "join_rule")?),
+            RoomOrder::GuestAccess => (0, text("m.room.guest_access", "guest_access")?),
+            RoomOrder::History => (0, text("m.room.history_visibility", "history_visibility")?),
+            RoomOrder::StateEvents => (largest(row.events), String::new()),
+        };
+        visit((number, bounded(text, ORDER_CHARS).to_lowercase(), num));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(())
+}
+
+fn listed(read: &Read, num: RoomNum) -> Result<ListedRoom> {
+    let room = state::known_num(read, num)?;
+    let view = room.view(read);
+    let replaced_by = match view.event("m.room.tombstone", "")? {
+        Some(event) => {
+            Some(json::read::get_text(event.content().as_bytes(), "replacement_room").map(|id| id.to_string()))
+        }
+        None => None,
+    };
+    Ok(ListedRoom {
+        description: Description::whole(read, &room)?,
+        version: room.row.version.clone(),
+        resident: room.is_resident(),
+        local_joined: local_joined(read, num)?,
+        creator: creator(read, &room)?,
+        federated: is_federated(read, &room)?,
+        public: room.row.public,
+        guest_access: view.text("m.room.guest_access", "guest_access")?,
+        history_visibility: view.text("m.room.history_visibility", "history_visibility")?,
+        events: room.row.events,
+        replaced_by,
+    })
+}
+
+fn creator(read: &Read, room: &RoomRef) -> crate::store::Result<Option<String>> {
+    Ok(room.view(read).event("m.room.create", "")?.map(|event| event.sender().to_string()))
+}
+
+fn is_federated(read: &Read, room: &RoomRef) -> crate::store::Result<bool> {
+    let Some(event) = room.view(read).event("m.room.create", "")? else { return Ok(true) };
+    let content: serde_json::Value = serde_json::from_str(event.content()).unwrap_or_default();
+    Ok(content["m.federate"].as_bool().unwrap_or(true))
+}
+
+/// Bounded by the number of local users.
+fn local_joined(get: &impl Get, num: RoomNum) -> crate::store::Result<u64> {
+    let mut count = 0;
+    member::list_local(get, num, &mut |_, membership| {
+        count += u64::from(membership == Membership::Join);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count)
+}

@@ -1,0 +1,176 @@
+//! Accounts as an administrator's tool lists them: filtered, in any order, a page at a time.
+
+use std::ops::ControlFlow;
+
+use ruma::{OwnedUserId, UserId};
+use serde_json::Value;
+
+use super::{Account, Standing};
+use crate::base::{Ranked, bounded, ranked};
+use crate::store::tables::user::{self, device};
+use crate::store::{Get, Read, UserNum};
+use crate::user::lookup::local;
+use crate::user::{Error, Users};
+
+/// Characters of a text by which accounts are put in order.
+const ORDER_CHARS: usize = 48;
+
+/// Which accounts are listed. `None` in a filter lets all pass.
+#[derive(Debug, Clone, Default)]
+pub struct Wanted {
+    /// Part of the user's id; capital letters count as small ones.
+    pub id: Option<String>,
+    /// Part of the user's localpart or display name; instead of `id`.
+    pub name: Option<String>,
+    pub guests: Option<bool>,
+    pub admins: Option<bool>,
+    pub deactivated: Option<bool>,
+    pub locked: Option<bool>,
+}
+
+/// What accounts are put in order by; those that are alike are in the order of their ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Order {
+    #[default]
+    Name,
+    Guest,
+    Admin,
+    Deactivated,
+    DisplayName,
+    AvatarUrl,
+    Created,
+    LastSeen,
+    Locked,
+}
+
+/// An account with what a list shows of it.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    pub account: Account,
+    pub is_guest: bool,
+    pub is_erased: bool,
+    pub display_name: Option<String>,
+    pub avatar_url: Option<String>,
+    /// When a device of the account was last heard of.
+    pub seen_ms: Option<u64>,
+}
+
+type Key = (u64, String, OwnedUserId, UserNum);
+
+impl Users {
+    /// The accounts of the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk
+    /// over all accounts. `most` is at most 512.
+    pub async fn find(
+        &self,
+        wanted: Wanted,
+        order: Order,
+        backwards: bool,
+        from: usize,
+        most: usize,
+    ) -> Result<(Vec<Listed>, usize), Error> {
+        self.read(move |get| {
+            let (page, total) = match backwards {
+                false => {
+                    let Ranked { page, total } = ranked(from, most, &mut |visit| each(get, &wanted, order, visit))?;
+                    (page, total)
+                }
+                true => {
+                    let each = &mut |visit: &mut dyn FnMut(std::cmp::Reverse<Key>)| {
+                        each(get, &wanted, order, &mut |key| visit(std::cmp::Reverse(key)))
+                    };
+                    let Ranked { page, total } = ranked(from, most, each)?;
+                    (page.into_iter().map(|key| key.0).collect(), total)
+                }
+            };
+            let listed = |(_, _, user_id, num): Key| listed(get, num, user_id);
+            Ok((page.into_iter().map(listed).collect::<Result<_, Error>>()?, total))
+        })
+        .await
+    }
+
+    /// One account as a list shows it. `NotFound` when there is none.
+    pub async fn listed(&self, user_id: &UserId) -> Result<Listed, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let num = local(get, &user_id)?;
+            listed(get, num, user_id)
+        })
+        .await
+    }
+}
+
+/// Visits the wanted accounts in the order of their creation.
+fn each(get: &Read, wanted: &Wanted, order: Order, visit: &mut dyn FnMut(Key)) -> Result<(), Error> {
+    let fits = |wanted: Option<bool>, is: bool| wanted.is_none_or(|wanted| wanted == is);
+    user::accounts_after(get, None, &mut |num, row| {
+        let is_guest = user::is_guest(get, num)?;
+        let is_deactivated = row.standing == Standing::Deactivated;
+        if fits(wanted.guests, is_guest)
+            && fits(wanted.admins, row.admin)
+            && fits(wanted.deactivated, is_deactivated)
+            && fits(wanted.locked, row.locked)
+        {
+            let user_id = user::id_of(get, num)?;
+            let (number, text) = match order {
+                Order::Name => (0, String::new()),
+                Order::Guest => (is_guest.into(), String::new()),
+                Order::Admin => (row.admin.into(), String::new()),
+                Order::Deactivated => (is_deactivated.into(), String::new()),
+                Order::Locked => (row.locked.into(), String::new()),
+                Order::Created => (row.created_ms, String::new()),
+                Order::LastSeen => (seen_ms(get, num)?.unwrap_or(0), String::new()),
+                Order::DisplayName => (0, text(get, num, "displayname")?.unwrap_or_default()),
+                Order::AvatarUrl => (0, text(get, num, "avatar_url")?.unwrap_or_default()),
+            };
+            if is_named(get, num, &user_id, wanted)?
+                && let Ok(user_id) = OwnedUserId::try_from(user_id)
+            {
+                visit((number, bounded(text, ORDER_CHARS), user_id, num));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(())
+}
+
+fn is_named(get: &Read, num: UserNum, user_id: &str, wanted: &Wanted) -> crate::store::Result<bool> {
+    let has = |text: &str, part: &str| text.to_lowercase().contains(part);
+    match (&wanted.name, &wanted.id) {
+        (Some(name), _) => {
+            let name = name.to_lowercase();
+            let localpart = user_id.strip_prefix('@').and_then(|id| id.split(':').next()).unwrap_or(user_id);
+            Ok(has(localpart, &name) || text(get, num, "displayname")?.is_some_and(|text| has(&text, &name)))
+        }
+        (None, Some(id)) => Ok(has(user_id, &id.to_lowercase())),
+        (None, None) => Ok(true),
+    }
+}
+
+fn listed(get: &Read, num: UserNum, user_id: OwnedUserId) -> Result<Listed, Error> {
+    let row = user::account(get, num)?.ok_or(Error::NotFound("account"))?;
+    Ok(Listed {
+        account: Account::new(user_id, row),
+        is_guest: user::is_guest(get, num)?,
+        is_erased: user::is_erased(get, num)?,
+        display_name: text(get, num, "displayname")?,
+        avatar_url: text(get, num, "avatar_url")?,
+        seen_ms: seen_ms(get, num)?,
+    })
+}
+
+/// Bounded by the cap on devices of one user.
+fn seen_ms(get: &impl Get, num: UserNum) -> crate::store::Result<Option<u64>> {
+    let mut seen = None;
+    device::each(get, num, &mut |_, row| {
+        seen = seen.max(Some(row.seen_ms));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(seen)
+}
+
+fn text(get: &impl Get, num: UserNum, field: &str) -> crate::store::Result<Option<String>> {
+    Ok(match user::profile_field(get, num, field)? {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
+    })
+}
