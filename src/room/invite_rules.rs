@@ -1,7 +1,8 @@
 //! Whose invites a user takes (client-server API, "Invite permissions"; and the lists of MSC4155).
 //!
 //! Apps keep the rules as account data, under the name of the specification or under those from before. An entry has 64 KiB
-//! at most; it is read in place, and each pattern in it is held against two names of 255 bytes.
+//! at most; it is read in place, and its patterns are held against two names of 255 bytes, with a bound on what that takes: an invite is
+//! judged by the writer too.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -33,6 +34,12 @@ const LISTS: [(&str, Action); 6] = [
     ("ignored_servers", Action::Ignore),
     ("blocked_servers", Action::Block),
 ];
+
+/// Bytes of a longest name. A longer pattern says the same as a shorter one, or nothing.
+const PATTERN_BYTES_MAX: usize = 255;
+/// Steps that the patterns with wildcards of an entry take at most, counted as bytes of the pattern times those of the name: all of an
+/// entry for a name of 32 bytes, and some milliseconds. Patterns beyond that fit nothing.
+const STEPS_MAX: usize = 2 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action {
@@ -85,7 +92,7 @@ pub fn hides(get: &impl Get, user: UserNum, inviter: &str) -> Result<bool> {
 /// What one entry says. An app may have written anything there; rules that are none allow everything.
 fn action(rules: &[u8], inviter: &str) -> Action {
     let server = inviter.split_once(':').map_or("", |(_, server)| split_port(server).0).to_ascii_lowercase();
-    let (mut fits, mut blocks_all, mut is_off) = ([false; LISTS.len()], false, false);
+    let (mut fits, mut blocks_all, mut is_off, mut steps) = ([false; LISTS.len()], false, false, 0);
     let read = partial::each_member(rules, &mut |name, value: &RawValue| {
         match name {
             "default_action" => blocks_all = value.get() == "\"block\"",
@@ -93,7 +100,7 @@ fn action(rules: &[u8], inviter: &str) -> Action {
             _ => {
                 if let Some(at) = LISTS.iter().position(|(list, _)| *list == name) {
                     let text = if name.ends_with("servers") { &*server } else { inviter };
-                    fits[at] = any_fits(value, text)?;
+                    fits[at] = any_fits(value, text, &mut steps)?;
                 }
             }
         }
@@ -110,12 +117,29 @@ fn action(rules: &[u8], inviter: &str) -> Action {
 }
 
 /// Whether a pattern of a list fits; an error when the value is no list of texts.
-fn any_fits(list: &RawValue, text: &str) -> serde_json::Result<bool> {
-    Patterns(text).deserialize(&mut serde_json::Deserializer::from_str(list.get()))
+fn any_fits(list: &RawValue, text: &str, steps: &mut usize) -> serde_json::Result<bool> {
+    Patterns { text, steps }.deserialize(&mut serde_json::Deserializer::from_str(list.get()))
 }
 
 /// A list of patterns, parsed without being kept.
-struct Patterns<'a>(&'a str);
+struct Patterns<'a> {
+    text: &'a str,
+    /// Taken so far.
+    steps: &'a mut usize,
+}
+
+impl Patterns<'_> {
+    fn fits(&mut self, pattern: &str) -> bool {
+        if !pattern.contains(['*', '?']) {
+            return pattern == self.text;
+        }
+        if pattern.len() > PATTERN_BYTES_MAX {
+            return false;
+        }
+        *self.steps = self.steps.saturating_add(pattern.len() * self.text.len());
+        *self.steps <= STEPS_MAX && glob_matches(pattern.as_bytes(), self.text.as_bytes())
+    }
+}
 
 impl<'de> DeserializeSeed<'de> for Patterns<'_> {
     type Value = bool;
@@ -132,10 +156,10 @@ impl<'de> Visitor<'de> for Patterns<'_> {
         f.write_str("a list of patterns")
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<bool, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> std::result::Result<bool, A::Error> {
         let mut fits = false;
         while let Some(pattern) = list.next_element::<Cow<'de, str>>()? {
-            fits = fits || glob_matches(pattern.as_bytes(), self.0.as_bytes());
+            fits = fits || self.fits(&pattern);
         }
         Ok(fits)
     }
@@ -166,6 +190,24 @@ mod tests {
         // A list that is none makes the whole entry none.
         check(json!({ "blocked_servers": ["*"], "allowed_users": "@anna:*" }), Action::Allow);
         check(json!({ "blocked_servers": ["*", 5] }), Action::Allow);
+    }
+
+    /// An invite that is judged in a write took as long as the rules of who is invited wanted.
+    #[test]
+    fn patterns_that_take_long_have_a_bound() {
+        let inviter = format!("@{}:good.example", "a".repeat(200));
+        let check = |patterns: &[String], wanted: Action| {
+            let rules = json!({ "blocked_users": patterns }).to_string();
+            assert_eq!(action(rules.as_bytes(), &inviter), wanted);
+        };
+        let slow = format!("*{}b", "a".repeat(120));
+        check(&["@a*:good.example".to_owned()], Action::Block);
+        check(&vec![slow.clone(); 60], Action::Allow);
+        check(&[vec![slow.clone(); 60], vec!["@a*".to_owned()]].concat(), Action::Block);
+        check(&[vec![slow; 90], vec!["@a*".to_owned()]].concat(), Action::Allow);
+        check(&[format!("{}@a{}", "*".repeat(200), "*".repeat(200))], Action::Allow);
+        // Names themselves are as many as there is room for.
+        check(&[vec!["@b:good.example".to_owned(); 3000], vec![inviter.clone()]].concat(), Action::Block);
     }
 
     #[test]
