@@ -67,6 +67,25 @@ pub fn list(
     })
 }
 
+/// Visits the events related to `target` behind a place, oldest first within a type.
+pub fn list_behind(
+    get: &impl Get,
+    room: RoomNum,
+    target: EventNum,
+    after: Option<(Rel, i64)>,
+    visit: &mut dyn FnMut(Rel, i64, EventNum) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let all = key(room, target, Rel::OTHER, i64::MIN);
+    let from = after.map(|(rel, order)| [&key(room, target, rel, order)[..], &[0]].concat());
+    let mut last = all;
+    last[8..].fill(u8::MAX);
+    get.range(&RELATION, from.as_deref().unwrap_or(&all[..8]), Some(&last), false, &mut |key, value| {
+        let corrupt = || Error::corrupt(&RELATION, key);
+        let rel = Rel(*key.get(8).ok_or_else(corrupt)?);
+        visit(rel, order_of(key).ok_or_else(corrupt)?, EventNum::from_key(value).ok_or_else(corrupt)?)
+    })
+}
+
 /// Visits one type of relation in the whole room, by target, oldest first within one: target, order, event.
 pub fn list_of_room(
     get: &impl Get,
