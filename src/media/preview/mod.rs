@@ -2,7 +2,7 @@
 //!
 //! Any user may have any address asked, so the address policy of `remote/web` holds: never a machine of the home network, also
 //! not behind a redirect or a second look-up. A page is parsed while it streams (`page.rs`), and read no further than needed.
-//! Two pages are fetched at a time, each address once for all who ask, and the answer is kept for a day. A picture of a
+//! Two pages are fetched at a time, one for each user, each address once for all who ask, and the answer is kept for a day. A picture of a
 //! page is stored as a file of the user who asked first, in the size of a thumbnail.
 //!
 //! Client-server API, "Content Repository", `preview_url`.
@@ -12,17 +12,18 @@ mod text;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{HeaderValue, header};
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use url::Url;
 
 use super::picture::Shape;
 use super::place::INCOMING;
-use super::thumbnail::Small;
+use super::thumbnail::{Small, Tried};
 use super::{About, Error, MEDIA_ID_CHARS, Media};
 use crate::base::{KeyedLock, blocking, unbroken};
 use crate::remote::web::{Plain, WebAnswer, WebFailed, WebLimits, WebRequest};
@@ -39,8 +40,10 @@ const PICTURE_BYTES_MAX: u64 = 10 << 20;
 const OWN_BYTES_MAX: u64 = 256 << 10;
 /// Fetched at a time, pages with their pictures.
 const AT_ONCE: usize = 2;
-/// Waiting for that.
-const WAITING_MAX: usize = 16;
+/// Waiting for that, and being fetched.
+const WAITING_MAX: usize = 32;
+/// The same of one user: what an app asks for when it opens a room. Four people who open theirs do not keep others waiting.
+const OF_USER_MAX: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(20);
 const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// What failed is tried again after this.
@@ -61,8 +64,26 @@ pub struct PreviewOptions {
 pub(super) struct Previews {
     options: OnceLock<PreviewOptions>,
     turns: Semaphore,
-    waiting: Semaphore,
+    /// Who waits or is served, once for each page: at most [`WAITING_MAX`].
+    waiting: Arc<Mutex<Vec<UserNum>>>,
+    /// Users whose page is fetched, or next.
+    of_users: KeyedLock,
     fetching: KeyedLock,
+}
+
+/// A place among those who wait.
+struct Place {
+    of: UserNum,
+    waiting: Arc<Mutex<Vec<UserNum>>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut waiting = self.waiting.lock();
+        if let Some(at) = waiting.iter().position(|user| *user == self.of) {
+            waiting.swap_remove(at);
+        }
+    }
 }
 
 impl Previews {
@@ -70,9 +91,21 @@ impl Previews {
         Previews {
             options: OnceLock::new(),
             turns: Semaphore::new(AT_ONCE),
-            waiting: Semaphore::new(WAITING_MAX),
+            waiting: Arc::default(),
+            of_users: KeyedLock::default(),
             fetching: KeyedLock::default(),
         }
+    }
+
+    /// A place for one page of a user; none when all are taken, or all of the user's.
+    fn place(&self, of: UserNum) -> Option<Place> {
+        let mut waiting = self.waiting.lock();
+        let own = waiting.iter().filter(|user| **user == of).count();
+        if own >= OF_USER_MAX || waiting.len() >= WAITING_MAX {
+            return None;
+        }
+        waiting.push(of);
+        Some(Place { of, waiting: self.waiting.clone() })
     }
 }
 
@@ -128,12 +161,18 @@ impl Media {
 
     async fn make_preview(&self, user: UserNum, url: Url) -> Result<String, NoPreview> {
         let previews = &self.0.previews;
-        let _waiting = previews.waiting.try_acquire().map_err(|_| NoPreview::Busy)?;
-        let _fetching = previews.fetching.take(url.as_str()).await;
+        let clock = &self.0.parts.clock;
+        let _place = previews.place(user).ok_or(NoPreview::Busy)?;
+        // In this order everywhere: who has an address to fetch waits for a turn alone.
+        let owner = user.0.to_string();
+        let own = clock.timeout(PATIENCE, previews.of_users.take(&owner));
+        let _own = own.await.ok_or(NoPreview::Busy)?;
+        let fetching = clock.timeout(PATIENCE, previews.fetching.take(url.as_str()));
+        let _fetching = fetching.await.ok_or(NoPreview::Busy)?;
         if let Some(kept) = self.look_up(url.as_str()).await? {
             return Ok(kept);
         }
-        let turn = self.0.parts.clock.timeout(PATIENCE, previews.turns.acquire()).await;
+        let turn = clock.timeout(PATIENCE, previews.turns.acquire()).await;
         let Some(Ok(_turn)) = turn else { return Err(NoPreview::Busy) };
         let made = self.fetch_preview(user, &url).await;
         let (answer, failed, media_id, kept_ms) = match &made {
@@ -311,7 +350,7 @@ impl Media {
         let Some((size, plan)) = self.plan_of(file, bytes, Shape::Scale800).await? else { return Ok(None) };
         let Some((shape, holds)) = plan else { return Ok(Some((None, size)).filter(|_| bytes <= OWN_BYTES_MAX)) };
         match self.small(file, shape, holds).await? {
-            Some(Some(small)) => {
+            Tried::Made(small) => {
                 let size = (small.made.width, small.made.height);
                 Ok(Some((Some(small), size)))
             }
@@ -423,6 +462,23 @@ fn is_denied(host: &str, deny: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// One user's links took all turns and all places of those who wait.
+    #[test]
+    fn one_user_has_a_share_of_the_places() {
+        let previews = Previews::new();
+        let of =
+            |user: u32, places: usize| (0..places).map_while(|_| previews.place(UserNum(user))).collect::<Vec<_>>();
+        let mut one = of(1, WAITING_MAX);
+        assert_eq!(one.len(), OF_USER_MAX);
+        let others: Vec<_> = (2..9).map(|user| of(user, WAITING_MAX).len()).collect();
+        assert_eq!(others, [OF_USER_MAX; 7], "dropped, they are free again");
+        let held: Vec<_> = (2..9).flat_map(|user| of(user, WAITING_MAX)).collect();
+        assert_eq!(held.len(), WAITING_MAX - OF_USER_MAX);
+        assert!(previews.place(UserNum(1)).is_none());
+        one.pop();
+        assert!(previews.place(UserNum(99)).is_some());
+    }
 
     #[test]
     fn hosts_are_denied_with_all_below_them() {
