@@ -106,11 +106,8 @@ pub async fn download(client: Arc<Client>, request: Request) -> Result<Response,
         return send(&request, opened).await;
     }
     request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
-    match client.media.find(&server, media_id).await? {
-        Found::Kept(opened) => send(&request, opened).await,
-        Found::Coming(coming) => send_coming(&client, &request, coming).await,
-        Found::Passing(fetched) => Ok(pass_through(fetched, request.param_maybe("name"))),
-    }
+    let found = client.media.find(&server, media_id).await?;
+    send_found(&client, &request, found).await
 }
 
 /// GET /_matrix/media/v3/download/{server}/{media_id} and …/{name}: the old path, for files of this server from before
@@ -126,7 +123,7 @@ pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Respo
 
 /// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}. An image of this server is made smaller; where it cannot be,
 /// the answer is the image itself, since the specification allows one larger than asked for. For an image of another server
-/// that is not kept here it is that server's thumbnail.
+/// that is not kept here it is that server's thumbnail, which is kept.
 ///
 /// 400 `M_MISSING_PARAM` without `width` or `height`, or when one is 0; 400 `M_UNKNOWN` when a file of this server is
 /// no image; 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in
@@ -136,16 +133,20 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
     let scaled = scaled(&request)?;
+    let media_id = request.param("media_id");
     if client.media.is_here(&server) {
         let opened = image(open(&client, &request).await?)?;
         return send(&request, smaller(&client, &request, opened, &scaled).await?).await;
     }
-    if let Some(opened) = client.media.kept(&server, request.param("media_id")).await? {
+    if let Some(opened) = client.media.kept(&server, media_id).await? {
         return send(&request, smaller(&client, &request, image(opened)?, &scaled).await?).await;
     }
+    if let Some(opened) = client.media.kept_thumbnail_of(&server, media_id, &scaled).await? {
+        return send(&request, opened).await;
+    }
     request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
-    let fetched = client.media.fetch(&server, request.param("media_id"), Some(scaled)).await?;
-    Ok(pass_through(fetched, None))
+    let found = client.media.find_thumbnail(&server, media_id, &scaled).await?;
+    send_found(&client, &request, found).await
 }
 
 /// GET /_matrix/media/v3/thumbnail/{server}/{media_id}
@@ -208,6 +209,14 @@ async fn open(client: &Client, request: &Request) -> Result<Opened, Error> {
 fn patience(request: &Request) -> Result<Duration, ErrorResponse> {
     let ms = request.query_as("timeout_ms")?.unwrap_or(PATIENCE_DEFAULT_MS);
     Ok(Duration::from_millis(ms).min(PATIENCE_MAX))
+}
+
+async fn send_found(client: &Client, request: &Request, found: Found) -> Result<Response, Error> {
+    match found {
+        Found::Kept(opened) => send(request, opened).await,
+        Found::Coming(coming) => send_coming(client, request, coming).await,
+        Found::Passing(fetched) => Ok(pass_through(fetched, request.param_maybe("name"))),
+    }
 }
 
 /// A whole file, or the range of it that the request names.

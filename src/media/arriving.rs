@@ -21,9 +21,10 @@ use tokio::sync::watch;
 use tracing::Instrument;
 
 use super::elsewhere::{Held, Share};
+use super::picture::Shape;
 use super::place::Staged;
 use super::remote::Incoming;
-use super::{About, Error, Fetched, Media, Opened, TRANSFER_BYTES};
+use super::{About, Error, Fetched, Media, Opened, Scaled, TRANSFER_BYTES};
 use crate::base::{Awaited, ChunkError, Chunks, blocking};
 use crate::budget::Grant;
 use crate::remote::Failed;
@@ -47,7 +48,34 @@ const AGAIN_PAUSE: Duration = Duration::from_secs(1);
 /// How often a reader asks anew that comes when a transfer is being given up.
 const TRIES: u32 = 3;
 
-type Key = (OwnedServerName, String);
+/// What is asked for: a file of a server, or its thumbnail in a shape.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    server: OwnedServerName,
+    media_id: String,
+    shape: Option<Shape>,
+}
+
+impl Key {
+    /// The name that it is kept under.
+    fn kept(&self) -> String {
+        kept_name(&self.media_id, self.shape)
+    }
+}
+
+/// The name that a file of another server is kept under, or a thumbnail that this server made of it. A media id that looks like
+/// the latter is one of the same server: it could only bring its own files into disorder.
+fn kept_name(media_id: &str, shape: Option<Shape>) -> String {
+    match shape {
+        None => media_id.to_owned(),
+        Some(shape) => format!("{media_id}?{}", shape.name()),
+    }
+}
+
+/// The names of all thumbnails of a file that may be kept.
+pub(super) fn thumbnail_names(media_id: &str) -> impl Iterator<Item = String> {
+    Shape::ALL.into_iter().map(move |shape| kept_name(media_id, Some(shape)))
+}
 
 /// The transfers under way.
 #[derive(Default)]
@@ -126,14 +154,36 @@ impl Media {
     /// A file of another server, from this disk or the transfer that brings it; the first who asks begins the transfer.
     /// Waits for the head of the answer.
     pub async fn find(&self, server: &ServerName, media_id: &str) -> Result<Found, Error> {
+        self.find_as(Key { server: server.to_owned(), media_id: media_id.to_owned(), shape: None }).await
+    }
+
+    /// The same for a thumbnail that the other server makes of its file. It is kept like a file; what is asked for are few shapes.
+    pub async fn find_thumbnail(&self, server: &ServerName, media_id: &str, wanted: &Scaled) -> Result<Found, Error> {
+        let shape = Some(Shape::of(wanted.width, wanted.height, wanted.crop));
+        self.find_as(Key { server: server.to_owned(), media_id: media_id.to_owned(), shape }).await
+    }
+
+    /// Such a thumbnail that is on this disk.
+    pub async fn kept_thumbnail_of(
+        &self,
+        server: &ServerName,
+        media_id: &str,
+        wanted: &Scaled,
+    ) -> Result<Option<Opened>, Error> {
+        let shape = Shape::of(wanted.width, wanted.height, wanted.crop);
+        self.kept(server, &kept_name(media_id, Some(shape))).await
+    }
+
+    async fn find_as(&self, key: Key) -> Result<Found, Error> {
+        let (server, name) = (&*key.server, key.kept());
         for _ in 0..TRIES {
-            if let Some(opened) = self.kept(server, media_id).await? {
+            if let Some(opened) = self.kept(server, &name).await? {
                 return Ok(Found::Kept(opened));
             }
             if self.0.limits.remote_bytes_max == 0 {
                 break;
             }
-            let reader = self.reader((server.to_owned(), media_id.to_owned()));
+            let reader = self.reader(key.clone());
             let mut progress = reader.0.progress.subscribe();
             // The sender is in the transfer that the reader holds.
             let _ = progress.wait_for(|progress| progress.head.is_some() || progress.end.is_some()).await;
@@ -159,13 +209,13 @@ impl Media {
                         None => self.take_elsewhere(TRANSFER_BYTES).await?,
                     };
                     let Some(file) = reader.0.file.get().cloned() else { continue };
-                    let etag = self.etag(server, media_id, "");
+                    let etag = self.etag(server, &name, "");
                     let (grant, _share) = (Some(held.grant), held.share);
                     return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant, _share }));
                 }
             }
         }
-        Ok(Found::Passing(self.fetch(server, media_id, None).await?))
+        Ok(Found::Passing(self.fetch(server, &key.media_id, key.shape).await?))
     }
 
     /// A place at the transfer of a file, which begins when it is the first.
@@ -311,7 +361,7 @@ impl Transfer {
         let end = match self.bring().await {
             Ok(end) => end,
             Err(failed) => {
-                tracing::debug!(server = %self.key.0, "a file of another server did not come: {failed}");
+                tracing::debug!(server = %self.key.server, "a file of another server did not come: {failed}");
                 End::Failed(Arc::new(failed))
             }
         };
@@ -334,8 +384,8 @@ impl Transfer {
     }
 
     async fn bring(&self) -> Result<End, Error> {
-        let (media, (server, media_id)) = (&self.media, &self.key);
-        let (store, of, id) = (media.0.parts.store.clone(), server.clone(), media_id.clone());
+        let (media, server, kept_as) = (&self.media, &self.key.server, self.key.kept());
+        let (store, of, id) = (media.0.parts.store.clone(), server.clone(), kept_as.clone());
         // It may have been kept since the one who asked looked.
         let known = blocking(move || media::get(&store.read()?, of.as_str(), &id)).await?;
         if let Some(row) = known {
@@ -344,7 +394,7 @@ impl Transfer {
                 return Ok(End::Whole);
             }
             // The file is lost: the row is of no use.
-            media.remove(server, media_id).await?;
+            media.remove(server, &kept_as).await?;
         }
         let mut held = media.take_elsewhere(ARRIVING_BYTES + TRANSFER_BYTES).await?;
         *self.arriving.first.lock() = held.split(TRANSFER_BYTES);
@@ -377,7 +427,7 @@ impl Transfer {
             used_day: Some(media.today()),
         };
         // Those who read it have all of it either way.
-        match media.place(staged, server.as_str(), media_id, row).await {
+        match media.place(staged, server.as_str(), &kept_as, row).await {
             Ok(()) => media.0.untidy.notify_one(),
             Err(failed) => tracing::warn!("a file of another server could not be kept: {failed}"),
         }
@@ -386,8 +436,8 @@ impl Transfer {
 
     /// Asks for the file, from its beginning, and writes what is new.
     async fn ask(&self, staged: &mut Option<Staged>) -> Result<Asked, Error> {
-        let (media, (server, media_id)) = (&self.media, &self.key);
-        let mut incoming = media.incoming(server, media_id, None).await?;
+        let (media, Key { server, media_id, shape }) = (&self.media, &self.key);
+        let mut incoming = media.incoming(server, media_id, *shape).await?;
         let bytes_max = media.0.limits.remote_file_bytes_max();
         if staged.is_none() {
             let (asking, bytes) = (media.clone(), incoming.at_most().unwrap_or(0));

@@ -11,6 +11,7 @@ use ruma::ServerName;
 use ruma::http_headers::ContentDisposition;
 
 use super::elsewhere::{Held, Share};
+use super::picture::Shape;
 use super::{About, Error, Media};
 use crate::budget::Grant;
 use crate::remote::web::{WebAnswer, WebFailed, WebLimits, WebRequest};
@@ -113,9 +114,14 @@ impl Fetched {
 
 impl Media {
     /// Fetches a file, or a smaller image of it, from the server that has it, for one reader. Nothing is kept.
-    pub async fn fetch(&self, server: &ServerName, media_id: &str, scaled: Option<Scaled>) -> Result<Fetched, Error> {
+    pub(super) async fn fetch(
+        &self,
+        server: &ServerName,
+        media_id: &str,
+        shape: Option<Shape>,
+    ) -> Result<Fetched, Error> {
         let held = self.take_elsewhere(PASSING_BYTES).await?;
-        Ok(Fetched::new(self.incoming(server, media_id, scaled).await?, held))
+        Ok(Fetched::new(self.incoming(server, media_id, shape).await?, held))
     }
 
     /// Passes a transfer through that has begun.
@@ -128,12 +134,12 @@ impl Media {
         &self,
         server: &ServerName,
         media_id: &str,
-        scaled: Option<Scaled>,
+        shape: Option<Shape>,
     ) -> Result<Incoming, Error> {
-        let (what, query) = match &scaled {
+        let (what, query) = match shape {
             None => ("download", "?timeout_ms=20000".to_owned()),
-            Some(Scaled { width, height, crop }) => {
-                let method = if *crop { "crop" } else { "scale" };
+            Some(shape) => {
+                let ((width, height), method) = (shape.bounds(), if shape.is_crop() { "crop" } else { "scale" });
                 ("thumbnail", format!("?timeout_ms=20000&width={width}&height={height}&method={method}"))
             }
         };

@@ -4,15 +4,17 @@
 //! one that is being made waits for it. Nothing that goes wrong here is an error for who asks: the picture itself is shown.
 //! What was made is no more than a cache: it has a share of the card, and others of it go when that is used up.
 
+use std::collections::VecDeque;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::picture::{Failed, HEAD_BYTES, Made, Picture, Shape, Waiting};
+use super::picture::{Failed, HEAD_BYTES, Made, Picture, Shape, TIME_MAX, Waiting};
 use super::place::INCOMING;
 use super::{Error, MEDIA_ID_CHARS, Media, Opened, Scaled, TRANSFER_BYTES};
 use crate::base::{KeyedLock, blocking, caught};
@@ -34,6 +36,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// So much is read of a picture for its head: what cameras write before the pixels, with a small picture and a profile of
 /// colours. Heads are read whenever somebody asks, a whole file of gigabytes must not be.
 const HEAD_READ_BYTES_MAX: u64 = 4 << 20;
+/// A picture that took too long is not tried again for so long: that a board was busy says nothing of the picture.
+const SLOW_PAUSE: Duration = Duration::from_secs(60 * 60);
+/// So many of those are remembered, 24 bytes each: at [`TIME_MAX`] and one turn there are no more within [`SLOW_PAUSE`].
+const SLOW_MAX: usize = 240;
 /// The account has room for one picture at a time, or for two.
 const ONE_BYTES: u64 = 7 << 20;
 
@@ -43,6 +49,10 @@ pub(super) struct Thumbnails {
     turns: Semaphore,
     /// What is being made, by file and shape.
     making: KeyedLock,
+    /// What took too long and when, oldest first.
+    slow: Mutex<VecDeque<(u64, Shape, Duration)>>,
+    /// The longest that one picture is worked on.
+    time_max: Duration,
     bytes_max: u64,
 }
 
@@ -51,8 +61,40 @@ impl Thumbnails {
         let account = budget.account("pictures");
         let turns = Semaphore::new((account.limit() / ONE_BYTES).clamp(1, 2) as usize);
         let bytes_max = Card::at(folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
-        Thumbnails { account, turns, making: KeyedLock::default(), bytes_max }
+        let (making, slow) = (KeyedLock::default(), Mutex::default());
+        Thumbnails { account, turns, making, slow, time_max: TIME_MAX, bytes_max }
     }
+
+    fn note_slow(&self, hash: &str, shape: Shape, now: Duration) {
+        let mut slow = self.slow.lock();
+        if slow.len() == SLOW_MAX {
+            slow.pop_front();
+        }
+        slow.push_back((short(hash), shape, now));
+    }
+
+    fn was_slow(&self, hash: &str, shape: Shape, now: Duration) -> bool {
+        let mut slow = self.slow.lock();
+        while slow.front().is_some_and(|(.., at)| now.saturating_sub(*at) >= SLOW_PAUSE) {
+            slow.pop_front();
+        }
+        slow.iter().any(|(file, of, _)| (*file, *of) == (short(hash), shape))
+    }
+}
+
+/// The beginning of a file's name: whoever makes two files alike in it has both shown as they are.
+fn short(hash: &str) -> u64 {
+    hash.get(..16).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or_default()
+}
+
+/// What came of making a smaller picture.
+pub(super) enum Tried {
+    Made(Small),
+    /// Whoever tries again comes to the same.
+    Cannot,
+    TooLong,
+    /// No turn, no memory, no room on the disk, or nobody who waits.
+    NotNow,
 }
 
 /// A smaller picture in a file of its own. Dropped before it is moved to its place, it leaves nothing.
@@ -114,7 +156,19 @@ impl Media {
                 Plan::Itself => return Ok(opened),
                 Plan::Make(nearest, _) if nearest != shape => shape = nearest,
                 Plan::Make(shape, bytes) => {
-                    let Some(small) = self.small(&opened.file, shape, bytes).await? else { return Ok(opened) };
+                    let (thumbnails, clock) = (&self.0.thumbnails, &self.0.parts.clock);
+                    if thumbnails.was_slow(&opened.hash, shape, clock.instant()) {
+                        return Ok(opened);
+                    }
+                    let small = match self.small(&opened.file, shape, bytes).await? {
+                        Tried::Made(small) => Some(small),
+                        Tried::Cannot => None,
+                        Tried::TooLong => {
+                            thumbnails.note_slow(&opened.hash, shape, clock.instant());
+                            return Ok(opened);
+                        }
+                        Tried::NotNow => return Ok(opened),
+                    };
                     let kept = self.keep(&opened.hash, shape, small).await?;
                     return Ok(shown(opened, shape, kept));
                 }
@@ -186,21 +240,22 @@ impl Media {
         }
     }
 
-    /// Makes a smaller picture, which holds so many bytes; none when there is no turn or no memory for it. Ends soon after the
-    /// caller has gone away.
-    pub(super) async fn small(&self, file: &File, shape: Shape, bytes: u64) -> Result<Option<Option<Small>>, Error> {
+    /// Makes a smaller picture, which holds so many bytes. Ends soon after the caller has gone away.
+    pub(super) async fn small(&self, file: &File, shape: Shape, bytes: u64) -> Result<Tried, Error> {
         let (thumbnails, clock) = (&self.0.thumbnails, &self.0.parts.clock);
-        let Some(Ok(_turn)) = clock.timeout(PATIENCE, thumbnails.turns.acquire()).await else { return Ok(None) };
-        let Ok(grant) = thumbnails.account.take(bytes).await else { return Ok(None) };
+        let Some(Ok(_turn)) = clock.timeout(PATIENCE, thumbnails.turns.acquire()).await else {
+            return Ok(Tried::NotNow);
+        };
+        let Ok(grant) = thumbnails.account.take(bytes).await else { return Ok(Tried::NotNow) };
         let folder = self.0.parts.folder.join(INCOMING);
         let path = folder.join(self.0.parts.random.token(MEDIA_ID_CHARS));
         let (media, file, waiting) = (self.clone(), file.try_clone()?, Waiting::default());
-        let leash = waiting.leash();
+        let leash = waiting.leash_for(thumbnails.time_max);
         let made = blocking(move || {
             let _grant = grant;
             fs::create_dir_all(&folder)?;
             if media.spare_bytes()? == 0 {
-                return Ok(None);
+                return Ok(Tried::NotNow);
             }
             let into = File::create_new(&path)?;
             // Removes the file whatever happens.
@@ -215,18 +270,18 @@ impl Media {
                 Ok(Ok(made)) => {
                     into.sync_data()?;
                     (small.bytes, small.made) = (into.metadata()?.len(), made);
-                    Ok(Some(Some(small)))
+                    Ok(Tried::Made(small))
                 }
                 Ok(Err(Failed::Io(failed))) => Err(Error::from(failed)),
                 // Not its fault.
-                Ok(Err(Failed::Cancelled)) => Ok(None),
+                Ok(Err(Failed::Cancelled)) => Ok(Tried::NotNow),
                 Ok(Err(failed)) => {
                     tracing::debug!("no thumbnail is made: {failed}");
-                    Ok(Some(None))
+                    Ok(if matches!(failed, Failed::TooLong) { Tried::TooLong } else { Tried::Cannot })
                 }
                 Err(panicked) => {
                     tracing::error!("a picture ended its decoder: {}", panicked.say());
-                    Ok(Some(None))
+                    Ok(Tried::Cannot)
                 }
             }
         })
@@ -338,8 +393,8 @@ impl Read for Positioned<'_> {
 mod tests {
     use super::*;
     use crate::base::Clock;
-    use crate::media::tests::media;
-    use crate::media::{About, Opened};
+    use crate::media::tests::{media, media_with};
+    use crate::media::{About, Opened, Options};
     use crate::store::UserNum;
 
     async fn open(media: &Media, file: &'static [u8]) -> Opened {
@@ -369,6 +424,28 @@ mod tests {
         assert_eq!((account.used(), shown.grant.bytes()), (TRANSFER_BYTES, TRANSFER_BYTES));
         drop(shown);
         assert_eq!(account.used(), 0);
+        let _ = fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    /// A picture that a busy board did not get done in time was never made smaller again.
+    #[tokio::test]
+    async fn what_took_too_long_is_tried_again_later() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let mut media = media_with(&clock, &budget, Options { upload_bytes_max: 1 << 20, ..Options::default() });
+        let picture: &'static [u8] = crate::media::picture::tests::png(200, 100, 3).leak();
+        let scaled = Scaled { width: 32, height: 32, crop: true };
+        for (time_max, later, is_made) in [
+            (Duration::ZERO, 0, false),
+            (TIME_MAX, SLOW_PAUSE.as_secs() / 2, false),
+            (TIME_MAX, SLOW_PAUSE.as_secs(), true),
+        ] {
+            clock.advance(Duration::from_secs(later));
+            std::sync::Arc::get_mut(&mut media.0).unwrap().thumbnails.time_max = time_max;
+            let opened = open(&media, picture).await;
+            let own = opened.hash.clone();
+            let shown = media.thumbnail(opened, &scaled, false).await.unwrap();
+            assert_eq!(shown.hash != own, is_made, "{later}");
+        }
         let _ = fs::remove_dir_all(&media.0.parts.folder);
     }
 

@@ -10,11 +10,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ruma::ServerName;
 
+use super::arriving::thumbnail_names;
 use super::{Error, Media};
 use crate::base::{Worker, blocking};
 use crate::budget::Card;
-use crate::store::WriteError;
 use crate::store::tables::media;
+use crate::store::{self, WriteError};
 
 /// The day's length.
 pub(super) const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -214,13 +215,20 @@ impl Media {
         self.sweep_gone(STEP).await.map(drop)
     }
 
-    /// Removes one file, of this server or kept of another. False when there is none.
+    /// Removes one file, of this server or kept of another, and what that one made of it. False when there is none.
     pub async fn remove(&self, server: &ServerName, media_id: &str) -> Result<bool, Error> {
         let (of, id) = (server.as_str().to_owned(), media_id.to_owned());
-        let removed = self.0.parts.store.write_freeing(move |w| media::remove(w, &of, &id));
+        let is_here = self.is_here(server);
+        let removed = self.0.parts.store.write_freeing(move |w| {
+            let mut removed = media::remove(w, &of, &id)?.is_some();
+            for name in thumbnail_names(&id).filter(|_| !is_here) {
+                removed |= media::remove(w, &of, &name)?.is_some();
+            }
+            Ok::<_, store::Error>(removed)
+        });
         let (removed, _) = removed.await.map_err(WriteError::into_inner)?;
         while self.sweep_gone(STEP).await? > 0 {}
-        Ok(removed.is_some())
+        Ok(removed)
     }
 
     /// Removes the kept files of other servers that nobody asked for in so many days; with 0 all of them. Answers how

@@ -468,3 +468,27 @@ async fn the_operator_sees_what_files_take_and_removes_them() {
     gone.refused(404, "M_NOT_FOUND");
     assert!(snug(&["media"]).await.contains("on the disk                 0"), "nothing is left");
 }
+
+/// A picture of another server that nobody had seen whole was asked for anew each time its thumbnail was.
+#[tokio::test]
+async fn another_servers_thumbnail_is_kept() {
+    let pair = Pair::start().await;
+    let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
+    let id = upload(&pair.two, &bob, "image/jpeg", &picture::jpeg(1000, 500, 1)).await;
+    let small = |query: &str| format!("/_matrix/client/v1/media/thumbnail/{id}?{query}");
+    let first = pair.one.get(&small("width=300&height=200"), &alice).await;
+    assert_eq!((first.status, picture::size(&first.bytes)), (200, (320, 160)));
+    // Its server is gone: in this shape it is here, in no other.
+    pair.two.stop().await;
+    for query in ["width=300&height=200&method=scale", "width=320&height=240"] {
+        let again = pair.one.get(&small(query), &alice).await;
+        assert_eq!((again.status, again.bytes == first.bytes), (200, true), "{query}");
+        assert_eq!(again.headers["content-type"], "image/jpeg");
+    }
+    assert_ne!(pair.one.get(&small("width=640&height=480"), &alice).await.status, 200);
+    let (server, media_id) = id.split_once('/').unwrap();
+    // It goes with the file, also where that was never here.
+    let media = &pair.one.server().media;
+    assert!(media.remove(server.try_into().unwrap(), media_id).await.unwrap());
+    assert_ne!(pair.one.get(&small("width=300&height=200"), &alice).await.status, 200);
+}

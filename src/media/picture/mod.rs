@@ -22,7 +22,7 @@ mod jpeg;
 mod png;
 mod shrink;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod webp;
 
 use exif::Orientation;
@@ -32,12 +32,12 @@ use shrink::{Shrinker, Wanted};
 /// More pixels are not looked at: 32 megapixels, as other servers have it.
 const PIXELS_MAX: u64 = 32 << 20;
 /// The longest that one picture is worked on.
-const TIME_MAX: Duration = Duration::from_secs(15);
+pub(super) const TIME_MAX: Duration = Duration::from_secs(15);
 /// What [`Picture::open`] holds: a piece of the file, tables, the beginning of a segment.
 pub(super) const HEAD_BYTES: u64 = 40 << 10;
 
 /// The forms that thumbnails come in. Whatever is asked for is answered with one of these, so that a file has few.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Shape {
     Crop32,
     Crop96,
@@ -75,6 +75,10 @@ impl Shape {
     pub(super) const ALL: [Shape; 5] =
         [Shape::Crop32, Shape::Crop96, Shape::Scale320, Shape::Scale640, Shape::Scale800];
 
+    pub(super) fn is_crop(self) -> bool {
+        matches!(self, Shape::Crop32 | Shape::Crop96)
+    }
+
     /// The next smaller one of its kind.
     fn smaller(self) -> Option<Shape> {
         match self {
@@ -85,7 +89,7 @@ impl Shape {
         }
     }
 
-    fn bounds(self) -> (u32, u32) {
+    pub(super) fn bounds(self) -> (u32, u32) {
         match self {
             Shape::Crop32 => (32, 32),
             Shape::Crop96 => (96, 96),
@@ -99,7 +103,7 @@ impl Shape {
     fn wanted(self, width: u32, height: u32) -> Wanted {
         let (wide, high) = (width as f32, height as f32);
         let (most_wide, most_high) = self.bounds();
-        if matches!(self, Shape::Crop32 | Shape::Crop96) {
+        if self.is_crop() {
             let (to_width, to_height) = (width.min(most_wide), height.min(most_high));
             let share = (to_width as f32 / wide).max(to_height as f32 / high);
             let (part_wide, part_high) = ((to_width as f32 / share).min(wide), (to_height as f32 / share).min(high));
@@ -144,7 +148,11 @@ pub(super) struct Waiting(Arc<AtomicBool>);
 impl Waiting {
     /// A leash for work that begins now.
     pub(super) fn leash(&self) -> Leash {
-        Leash { until: Deadline::after(TIME_MAX), cancelled: self.0.clone() }
+        self.leash_for(TIME_MAX)
+    }
+
+    pub(super) fn leash_for(&self, time: Duration) -> Leash {
+        Leash { until: Deadline::after(time), cancelled: self.0.clone() }
     }
 }
 

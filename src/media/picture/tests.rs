@@ -19,7 +19,7 @@ fn jpeg(width: u32, height: u32) -> Vec<u8> {
     file
 }
 
-fn png(width: u32, height: u32, channels: usize) -> Vec<u8> {
+pub(in crate::media) fn png(width: u32, height: u32, channels: usize) -> Vec<u8> {
     let mut file = Vec::new();
     super::png::encode(&drawn(width, height, channels), width, height, channels, &mut file).unwrap();
     file
