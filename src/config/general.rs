@@ -9,6 +9,7 @@ use crate::client::{PresenceMode, Registration};
 
 /// A year: longer than that, an app need not refresh.
 const LIFETIME_MINUTES_MAX: u64 = 365 * 24 * 60;
+const GUESTS_DAYS_MAX: u64 = 10 * 365;
 
 pub const SETTINGS: &[Setting] = &[
     setting(
@@ -98,6 +99,17 @@ pub const SETTINGS: &[Setting] = &[
         "Whether anybody who can reach the server may be a guest on it without an account: to read rooms that are open to the world, \
          and to take part in those whose guest access says so.",
         |config, given| Ok(config.apps.guests = given.flag()?),
+    ),
+    setting(
+        "guests_unused_days",
+        "30",
+        "A guest of whom nothing was heard for so many days leaves all rooms, and the account is closed. There are places for 10,000. \
+         With 0 they stay.",
+        |config, given| match given.number()? {
+            0 => Ok(config.guests_unused_days = None),
+            days @ 1..=GUESTS_DAYS_MAX => Ok(config.guests_unused_days = Some(days)),
+            _ => Err(format!("must be a number of days up to {GUESTS_DAYS_MAX}")),
+        },
     ),
     setting(
         "access_token_lifetime_minutes",

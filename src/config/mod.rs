@@ -85,6 +85,8 @@ pub struct Config {
     pub budget: Option<String>,
     /// Registration, and the address that apps are told.
     pub apps: Options,
+    /// After so many days the account of a guest is closed; `None`: never.
+    pub guests_unused_days: Option<u64>,
     pub upload_bytes_max: u64,
     /// `None` is a share of the disk.
     pub account_upload_bytes_max: Option<u64>,
@@ -293,6 +295,7 @@ impl Default for Config {
             listen: Vec::new(),
             budget: None,
             apps: Options::default(),
+            guests_unused_days: None,
             upload_bytes_max: 0,
             account_upload_bytes_max: None,
             media: media::Options::default(),

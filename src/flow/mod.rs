@@ -1,12 +1,14 @@
 //! Procedures that span users and rooms.
 
 mod deactivate;
+mod guests;
 mod notices;
 mod register;
 mod rename;
 mod upgrade;
 
 pub use deactivate::deactivate;
+pub use guests::keep_guests;
 pub use notices::{NOTICE_BYTES_MAX, NotTold, NoticeOptions, Notices};
 pub use register::{Registered, register, register_guest, upgrade_guest};
 pub use rename::{Propagate, rename};

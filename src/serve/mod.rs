@@ -491,6 +491,13 @@ impl Server {
             let rooms = rooms.clone();
             async move { rooms.let_guests_go(&worker).await }
         }));
+        if let Some(days) = self.config.guests_unused_days {
+            let (users, rooms, clock) = (self.users.clone(), self.rooms.clone(), self.clock.clone());
+            self.working.push(self.worker("unused guests", move |worker| {
+                let (users, rooms, clock) = (users.clone(), rooms.clone(), clock.clone());
+                async move { crate::flow::keep_guests(&users, &rooms, days, &clock, &worker).await }
+            }));
+        }
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {
             let pushes = pushes.clone();

@@ -27,7 +27,7 @@ struct Wanted {
 
 /// PUT /_matrix/client/unstable/org.matrix.msc4140/rooms/{room_id}/delayed_event/{type}/{txn_id}
 ///
-/// 400 `M_INVALID_PARAM` for no delay; 403 `M_FORBIDDEN` for one that is too long; 404 `M_NOT_FOUND` for an unknown room;
+/// 400 `M_INVALID_PARAM` for no delay; 403 `M_FORBIDDEN` for one that is too long, `M_GUEST_ACCESS_FORBIDDEN` for guests; 404 `M_NOT_FOUND` for an unknown room;
 /// 413 `M_TOO_LARGE` when the content is larger than an event; 429 `M_LIMIT_EXCEEDED` when the user has too many.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
@@ -71,6 +71,10 @@ pub async fn schedule(
     request: &Request,
     delay: Delay,
 ) -> Result<Response, Error> {
+    // Anybody may be many guests, and all delayed events together have a bound.
+    if requester.is_guest {
+        return Err(auth::guests_forbidden("Guests may not delay events: an account is needed").into());
+    }
     auth::check_may_speak(client, request, requester).await?;
     if delay.delay_ms == 0 {
         return Err(ErrorResponse::invalid_param("The delay is a number of milliseconds above 0").into());

@@ -3,11 +3,15 @@
 use ruma::{OwnedUserId, UserId};
 
 use super::password::check_new_password;
-use crate::store::tables::user::{self, Standing};
+use crate::base::blocking;
+use crate::store::UserNum;
+use crate::store::tables::user::{self, Standing, device};
 use crate::user::{Error, Users, lookup};
 
-/// Guest accounts at most: their names are never given out again, so each is some hundred bytes for ever.
+/// Guest accounts at most. The name of one that was closed is never given out again, and is some hundred bytes for ever.
 const GUESTS_MAX: usize = 10_000;
+/// Guests looked at in one read.
+const LOOKED_AT: usize = 200;
 
 impl Users {
     /// Creates a guest account of this name. `Taken` when an account has or had it; `M_RESOURCE_LIMIT_EXCEEDED` when there are too many
@@ -26,6 +30,32 @@ impl Users {
             user::set_guest(w, num, true)?;
             user::set_profile_field(w, num, "displayname", Some(&user_id.localpart().into()))?;
             Ok(user_id)
+        })
+        .await
+    }
+
+    /// Guests of whom nothing was heard since `before_ms`, among some behind `after`; and the last of those that was looked at,
+    /// none when it was the last of all.
+    pub async fn unused_guests(
+        &self,
+        after: Option<UserNum>,
+        before_ms: u64,
+    ) -> Result<(Vec<OwnedUserId>, Option<UserNum>), Error> {
+        let users = self.clone();
+        blocking(move || {
+            let (read, mut unused) = (users.0.parts.store.read()?, Vec::new());
+            let guests = user::guests_after(&read, after, LOOKED_AT)?;
+            for num in &guests {
+                let Some(account) = user::account(&read, *num)? else { continue };
+                let mut seen_ms = account.created_ms;
+                for id in device::ids(&read, *num)? {
+                    seen_ms = device::get(&read, *num, &id)?.map_or(seen_ms, |row| seen_ms.max(row.seen_ms));
+                }
+                if seen_ms < before_ms {
+                    unused.extend(OwnedUserId::try_from(user::id_of(&read, *num)?));
+                }
+            }
+            Ok((unused, guests.last().copied().filter(|_| guests.len() == LOOKED_AT)))
         })
         .await
     }

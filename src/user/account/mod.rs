@@ -257,6 +257,8 @@ impl Users {
             row.password_hash = None;
             (row.admin, row.locked, row.suspended, row.agreed) = (false, false, false, 0);
             user::set_account(w, num, &row)?;
+            // Its place is free for another.
+            user::set_guest(w, num, false)?;
             if erase {
                 user::set_erased(w, num)?;
             }

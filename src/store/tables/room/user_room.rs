@@ -126,9 +126,9 @@ pub fn are_guests_noted(get: &impl Get, room: RoomNum) -> Result<bool> {
     get.has(&GUESTS_NOTED, &room.to_key())
 }
 
-/// A room of which it was noted.
-pub fn guests_noted(get: &impl Get) -> Result<Option<RoomNum>> {
-    let Some((key, _)) = get.first(&GUESTS_NOTED, &[], None, false)? else { return Ok(None) };
+/// The first room at or behind `from` of which it was noted.
+pub fn guests_noted(get: &impl Get, from: RoomNum) -> Result<Option<RoomNum>> {
+    let Some((key, _)) = get.first(&GUESTS_NOTED, &from.to_key(), None, false)? else { return Ok(None) };
     RoomNum::from_key(&key).map(Some).ok_or_else(|| Error::corrupt(&GUESTS_NOTED, &key))
 }
 

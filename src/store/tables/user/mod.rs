@@ -205,6 +205,16 @@ pub fn is_guest(get: &impl Get, user: UserNum) -> Result<bool> {
     get.has(&GUEST, &user.to_key())
 }
 
+/// At most `most` guests behind `after`.
+pub fn guests_after(get: &impl Get, after: Option<UserNum>, most: usize) -> Result<Vec<UserNum>> {
+    let (from, mut guests) = (after.map_or(0, |num| num.0.saturating_add(1)).to_be_bytes(), Vec::new());
+    get.range(&GUEST, &from, None, false, &mut |key, _| {
+        guests.push(UserNum::from_key(key).ok_or_else(|| Error::corrupt(&GUEST, key))?);
+        Ok(if guests.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(guests)
+}
+
 /// How many guests there are, counted no further than `most`.
 pub fn guests_up_to(get: &impl Get, most: usize) -> Result<usize> {
     let mut count = 0;
