@@ -17,6 +17,7 @@ pub mod flow; //       procedures that span rooms and users
 pub mod http; //       the front hall
 pub mod client; //     what apps call
 pub mod federation; // what servers call
+pub mod web; //        the operator's folders
 pub mod admin; //      what the operator calls
 pub mod config; //     every setting once
 pub mod serve; //      the boot sequence

@@ -3,42 +3,61 @@
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `addresses.rs`, then `pages/`.
+//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `metrics.rs` with `openmetrics.rs`, `reload.rs`, `addresses.rs`, then `pages/`.
 
 mod addresses;
 mod budget;
 mod error;
+mod examine;
 mod findings;
 mod media;
+mod metrics;
 mod notices;
+mod openmetrics;
 mod pages;
+mod reload;
 mod reports;
 mod rooms;
 mod users;
 mod workers;
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use serde::Serialize;
 
-use crate::base::{Clock, Random, Workers};
+use crate::base::{Clock, Live, Random, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
 use crate::flow::Notices;
-use crate::http::{ErrorResponse, Response, Router, StatusCode};
+use crate::http::{ErrorResponse, Response, Router, StatusCode, Tally};
 use crate::media::Media;
+use crate::remote::Remote;
 use crate::room::Rooms;
 use crate::user::Users;
 
 pub use addresses::{Addresses, listen_line};
 pub use findings::{Finding, Severity, Source, findings};
+pub use metrics::{Gauges, HEALTH_PATH, METRICS_PATH, MetricsOptions};
+pub use openmetrics::Text as MetricsText;
 pub use pages::{Desk, FIRST_PATH};
+pub use reload::{Reload, Reloaded};
 
 /// Rows of one answer. The command line asks for the following pages.
 const PAGE_ROWS: usize = 100;
 /// Memory for one page: its rows and its text.
 const PAGE_BYTES: u64 = 32 * 1024;
+
+/// The settings that the operator's pages show and keep; they change without a restart.
+#[derive(Debug, Clone, Default)]
+pub struct AdminSettings {
+    /// Where apps reach this server from outside, as the config says it.
+    pub public_url: Option<String>,
+    /// Whether people may make accounts by themselves, with a token or without.
+    pub is_registration_open: bool,
+    /// Who may watch the server.
+    pub metrics: MetricsOptions,
+}
 
 /// The parts that the handlers use.
 pub struct Admin {
@@ -47,14 +66,12 @@ pub struct Admin {
     pub media: Media,
     pub notices: Notices,
     pub sender: Sender,
+    pub remote: Remote,
     pub budget: Budget,
     pub clock: Clock,
     pub random: Random,
     pub workers: Workers,
-    /// Where apps reach this server from outside, as the config says it.
-    pub public_url: Option<String>,
-    /// Whether people may make accounts by themselves, with a token or without.
-    pub is_registration_open: bool,
+    pub settings: Live<AdminSettings>,
     /// The database's file, beside which its journal is.
     pub database: PathBuf,
     /// The administrators' page.
@@ -63,6 +80,12 @@ pub struct Admin {
     pub addresses: Arc<OnceLock<Addresses>>,
     /// What the parts that are not named here have to say of their faults.
     pub sources: Vec<Source>,
+    /// What they have to tell those who watch the server.
+    pub gauges: Vec<Gauges>,
+    /// How often each route was asked.
+    pub tally: Tally,
+    /// Reads the settings again; set once the server is whole.
+    pub reload: OnceLock<Weak<dyn Reload>>,
 }
 
 /// The routes of the commands, for the socket in the data folder.
@@ -90,11 +113,14 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/budget", budget::table)
         .get("/workers", workers::list)
         .get("/findings", findings::list)
+        .post("/reload", reload::reload)
+        .post("/examine", examine::examine)
         .get("/server", addresses::server);
 }
 
 /// The routes of the pages, for the ordinary ports.
 pub fn page_routes(router: &mut Router, admin: &Arc<Admin>) {
+    router.surface(admin).get(METRICS_PATH, metrics::metrics).get(HEALTH_PATH, metrics::health);
     pages::routes(router, admin);
 }
 

@@ -5,8 +5,8 @@
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`, `shares.rs`,
-//! `recent.rs`, `chunks.rs`, `ranked.rs`.
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
+//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`.
 
 #[cfg(test)]
 pub mod any_bytes;
@@ -16,6 +16,7 @@ mod clock;
 mod date;
 mod keyed_lock;
 mod lane;
+mod live;
 mod pace;
 mod panics;
 mod random;
@@ -30,6 +31,7 @@ pub use clock::{Clock, Deadline, EARLIEST_MS, StopWatch};
 pub use date::{date, span, timestamp};
 pub use keyed_lock::{KeyedGuard, KeyedLock};
 pub use lane::Lane;
+pub use live::Live;
 pub use pace::BatchSize;
 pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
 pub use random::Random;

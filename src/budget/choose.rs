@@ -42,6 +42,11 @@ impl Granted {
         Self { board, group }
     }
 
+    /// What the control group lets this process take, where that is less than the board has.
+    pub fn limit_bytes(&self) -> Option<u64> {
+        self.group.as_ref().map(|(limit, _)| *limit)
+    }
+
     fn choose(&self) -> Choice {
         let fits = match (&self.group, self.board) {
             (Some((limit, _)), _) => *limit,

@@ -110,6 +110,12 @@ pub fn resident() -> Resident {
     std::fs::read_to_string("/proc/self/status").map(|text| parse_status(&text)).unwrap_or_default()
 }
 
+/// Bytes that this process has had written to a disk; none on a system that does not count them.
+pub fn disk_written_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/io").ok()?;
+    text.lines().find_map(|line| line.strip_prefix("write_bytes:")?.trim().parse().ok())
+}
+
 /// A measure: its present value and its maximum.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Measured {

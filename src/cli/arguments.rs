@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use ruma::OwnedServerName;
 
 /// A Matrix homeserver that never outgrows the memory it was given.
 ///
@@ -104,11 +105,20 @@ The text is read from standard input when it is -.")]
 A unit under `done` is a transaction that another server took, a key that was renewed, a state node or a file that was freed, a join
 that went on, or a certificate that was read again; counted since the start of the server.")]
     Workers,
+    /// Have the running server read its settings again
+    #[command(after_help = "Example:
+  snug reload
+It says what has changed, and what needs a restart. SIGHUP does the same, and so does `systemctl reload snug`.")]
+    Reload,
     /// Check config, certificates, keys, ports, and how other servers reach this one; exit code 1 when something is wrong
     #[command(after_help = "Examples:
   snug check --config /etc/snug/snug.toml
+  snug check matrix.org                                               the way to another server, and whether it believes this one
   sudo -u snug snug check --database --config /etc/snug/snug.toml   everything in the database, of a stopped server")]
     Check {
+        /// Another server: whether it can be reached, what answers there, and whether it accepts this server's signature
+        #[arg(value_name = "SERVER", conflicts_with = "database")]
+        server: Option<OwnedServerName>,
         /// Read everything in the database instead, and say what of it is lost; the server must be stopped, nothing is changed
         #[arg(long)]
         database: bool,

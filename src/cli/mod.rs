@@ -58,8 +58,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Notice { all, words } => notices::notice(&overrides, all, words),
         Command::Budget => budget(&overrides),
         Command::Workers => workers::workers(&overrides),
-        Command::Check { database: false } => return check::run(&overrides),
-        Command::Check { database: true } => return check::database(&overrides),
+        Command::Reload => reload(&overrides),
+        Command::Check { server: Some(server), .. } => return check::server(&overrides, &server),
+        Command::Check { database: false, .. } => return check::run(&overrides),
+        Command::Check { database: true, .. } => return check::database(&overrides),
         Command::Compact => compact(&overrides),
         Command::New(what) => new(&overrides, what),
         Command::SampleConfig => {
@@ -123,6 +125,28 @@ fn stopped(overrides: &Overrides) -> Result<Config, String> {
         None => Ok(config),
         Some(_) => Err("the server is running: stop it first, for example with `sudo systemctl stop snug`".to_owned()),
     }
+}
+
+/// Has the running server read its settings again.
+fn reload(overrides: &Overrides) -> Result<(), String> {
+    let config = load(overrides)?;
+    let Some(mut local) = Local::running(&config)? else {
+        return Err("the server is not running; it reads its settings when it starts".to_owned());
+    };
+    let said = local.post("/reload", Value::Null)?;
+    let names = |field: &str| {
+        let names = said[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+        names.collect::<Vec<_>>().join(", ")
+    };
+    match names("changed") {
+        none if none.is_empty() => print("Nothing has changed that needs no restart.\n"),
+        changed => print(&format!("In force now: {changed}.\n")),
+    }
+    match names("restart") {
+        none if none.is_empty() => {}
+        restart => print(&format!("In force with the next start only: {restart}.\n")),
+    }
+    Ok(())
 }
 
 /// Only for a stopped server: a running server uses the pages of its database.

@@ -84,7 +84,7 @@ pub async fn authenticate(
         Progress::Done => Ok(None),
         Progress::Ask(mut what) | Progress::Wrong(mut what) => {
             if asks_terms {
-                what["params"]["m.login.terms"] = client.options.terms.params(&terms::base(client, request));
+                what["params"]["m.login.terms"] = client.options().terms.params(&terms::base(client, request));
             }
             Ok(Some(Response::json_with(StatusCode::UNAUTHORIZED, &what)))
         }

@@ -70,7 +70,7 @@ pub async fn transports(client: Arc<Client>, request: Request) -> Result<Respons
 pub fn offered(client: &Client, request: &Request) -> Vec<Value> {
     let calls = client.users.calls();
     let livekit = |url: String| json!({ "type": "livekit", "livekit_service_url": url });
-    let public = || client.options.public_url.clone().or_else(|| request.origin());
+    let public = || client.options().public_url.clone().or_else(|| request.origin());
     let own = calls.livekit.as_ref().and_then(|_| public());
     let own = own.map(|url| livekit(format!("{url}{LIVEKIT_PATH}")));
     own.into_iter().chain(calls.service_urls.iter().map(|url| livekit(url.clone()))).collect()

@@ -6,8 +6,9 @@
 //! says how often one caller may do what. `sync/` is the longest part.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use crate::base::{Clock, Lane, Random};
+use crate::base::{Clock, Lane, Live, Random};
 use crate::budget::Budget;
 use crate::feed::Feed;
 use crate::flow::Notices;
@@ -109,6 +110,13 @@ impl Options {
     }
 }
 
+impl Client {
+    /// The settings in force.
+    pub fn options(&self) -> Arc<Options> {
+        self.settings.get()
+    }
+}
+
 /// The parts that the handlers use.
 pub struct Client {
     pub rooms: Rooms,
@@ -119,7 +127,8 @@ pub struct Client {
     pub clock: Clock,
     pub random: Random,
     pub budget: Budget,
-    pub options: Options,
+    /// What [`Client::options`] gives.
+    pub settings: Live<Options>,
     /// Runs what syncs read.
     pub looks: Lane,
     /// The folder for scratch files.

@@ -56,7 +56,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
     spaces(router, client);
     rooms(router, client);
     files(router, client);
-    if client.options.synapse_admin_api {
+    if client.options().synapse_admin_api {
         synapse::routes::routes(router, client);
     }
 }

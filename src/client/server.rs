@@ -64,7 +64,7 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
     let forgets = client.rooms.forgets_left_rooms();
     let mut capabilities = json!({
         "m.change_password": { "enabled": true },
-        "m.room_versions": { "default": client.options.room_version(), "available": available },
+        "m.room_versions": { "default": client.options().room_version(), "available": available },
         "m.set_displayname": { "enabled": true },
         "m.set_avatar_url": { "enabled": true },
         "m.profile_fields": { "enabled": true },
@@ -96,7 +96,7 @@ pub async fn retention(client: Arc<Client>, request: Request) -> Result<Response
 ///
 /// 404 `M_NOT_FOUND` when the setting for the public URL is not set.
 pub async fn well_known_client(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    match &client.options.public_url {
+    match &client.options().public_url {
         Some(url) => {
             let mut known = json!({ "m.homeserver": { "base_url": url } });
             let media_servers = calls::offered(&client, &request);
@@ -130,7 +130,8 @@ pub struct Contact {
 ///
 /// 404 `M_NOT_FOUND` when the settings name neither a contact nor a page.
 pub async fn well_known_support(client: Arc<Client>, _: Request) -> Result<Response, Error> {
-    let Support { contacts, page } = &client.options.support;
+    let options = client.options();
+    let Support { contacts, page } = &options.support;
     let mut answer = serde_json::Map::new();
     if !contacts.is_empty() {
         answer.insert("contacts".to_owned(), json!(contacts));

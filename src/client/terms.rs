@@ -11,7 +11,7 @@ use ruma::UserId;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Client, Error, rates};
+use super::{Client, Error, Options, rates};
 use crate::base::blocking;
 use crate::http::page::{self, escaped, paragraphs};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
@@ -118,13 +118,14 @@ impl PolicyText {
 
 /// Where apps and browsers reach this server: the public address, or the one that the request was sent to.
 pub fn base(client: &Client, request: &Request) -> String {
-    let public = client.options.public_url.as_ref().map(|url| url.trim_end_matches('/').to_owned());
+    let public = client.options().public_url.as_ref().map(|url| url.trim_end_matches('/').to_owned());
     public.or_else(|| request.origin()).unwrap_or_else(|| format!("https://{}", client.users.server()))
 }
 
 /// 403 `M_CONSENT_NOT_GIVEN`, with the link where to agree, for who has not agreed to the present terms and must.
 pub async fn check_agreed(client: &Client, request: &Request, requester: &Requester) -> Result<(), Error> {
-    let terms = &client.options.terms;
+    let options = client.options();
+    let terms = &options.terms;
     if !terms.required_to_send || terms.is_empty() || requester.agreed == terms.digest() {
         return Ok(());
     }
@@ -148,7 +149,8 @@ pub async fn show(client: Arc<Client>, request: Request) -> Result<Response, Err
 }
 
 async fn shown(client: &Client, request: &Request, user: &str, mark: &str) -> Result<Response, Error> {
-    let terms = terms(client)?;
+    let options = with_terms(client)?;
+    let terms = &options.terms;
     request.limit(&rates::TERMS)?;
     let head = format!(
         "<h1>Terms of {}</h1><p class=\"lead\">These hold for everybody with an account here:</p>{}",
@@ -181,7 +183,7 @@ pub async fn agree(client: Arc<Client>, mut request: Request) -> Result<Response
 }
 
 async fn agreed(client: &Client, request: &mut Request) -> Result<Response, Error> {
-    let digest = terms(client)?.digest();
+    let digest = with_terms(client)?.terms.digest();
     request.limit(&rates::TERMS)?;
     let body = request.bytes(FORM_BYTES_MAX).await?;
     let [user, mark, version] = ["u", "h", "v"].map(|name| page::field(&body, name));
@@ -214,7 +216,8 @@ pub async fn text(client: Arc<Client>, request: Request) -> Result<Response, Err
 
 async fn read(client: &Client, request: &Request) -> Result<Response, Error> {
     let (id, language) = (request.param("policy"), request.param("language"));
-    let policy = client.options.terms.policies.iter().find(|policy| policy.id == id);
+    let options = client.options();
+    let policy = options.terms.policies.iter().find(|policy| policy.id == id);
     let text = policy.and_then(|policy| policy.texts.iter().find(|text| text.language == language));
     let Some((name, PolicyPlace::File(file))) = text.map(|text| (&text.name, &text.place)) else {
         return Err(ErrorResponse::not_found("This server has no such policy").into());
@@ -236,10 +239,12 @@ fn read_file(file: &std::path::Path) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn terms(client: &Client) -> Result<&Terms, ErrorResponse> {
-    match client.options.terms.is_empty() {
+/// The settings in force, when they have terms.
+fn with_terms(client: &Client) -> Result<Arc<Options>, ErrorResponse> {
+    let options = client.options();
+    match options.terms.is_empty() {
         true => Err(ErrorResponse::not_found("This server has no terms to agree to")),
-        false => Ok(&client.options.terms),
+        false => Ok(options),
     }
 }
 

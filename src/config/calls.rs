@@ -22,13 +22,15 @@ pub const SETTINGS: &[Setting] = &[
                 };
             Ok(config.apps.calls.turn.uris = given.texts()?.into_iter().map(uri).collect::<Result<_, _>>()?)
         },
-    ),
+    )
+    .live(),
     optional(
         "turn.shared_secret",
         r#""a long random word""#,
         "The secret that the TURN server has too (coturn: static-auth-secret): each user gets a name and a password that end.",
         |config, given| Ok(config.apps.calls.turn.login = TurnLogin::Secret(given.text()?.to_owned())),
-    ),
+    )
+    .live(),
     optional(
         "turn.shared_secret_file",
         r#""/etc/snug/turn-secret""#,
@@ -39,7 +41,8 @@ pub const SETTINGS: &[Setting] = &[
             config.secret_files.push(file);
             Ok(config.apps.calls.turn.login = TurnLogin::Secret(text.trim().to_owned()))
         },
-    ),
+    )
+    .live(),
     optional(
         "turn.login",
         r#"{ username = "snug", password = "a long random word" }"#,
@@ -54,7 +57,8 @@ pub const SETTINGS: &[Setting] = &[
                 _ => Err("must have username and password, and nothing else".to_owned()),
             }
         },
-    ),
+    )
+    .live(),
     setting(
         "turn.ttl_s",
         "86400",
@@ -63,13 +67,15 @@ pub const SETTINGS: &[Setting] = &[
             TTL_S_MIN.. => Ok(config.apps.calls.turn.ttl_s = given.number()?),
             _ => Err(format!("must be {TTL_S_MIN} or more")),
         },
-    ),
+    )
+    .live(),
     setting(
         "turn.guests",
         "true",
         "Whether guests get a name and password too, where guests are allowed.",
         |config, given| Ok(config.apps.calls.turn.guests = given.flag()?),
-    ),
+    )
+    .live(),
     optional(
         "rtc.livekit_url",
         r#""wss://livekit.example.org""#,
@@ -84,13 +90,16 @@ pub const SETTINGS: &[Setting] = &[
             }
             Ok(livekit(config).url = text.to_owned())
         },
-    ),
+    )
+    .live(),
     optional("rtc.livekit_key", r#""APIsnug""#, "The name of a key that the LiveKit server knows.", |config, given| {
         Ok(livekit(config).key = given.text()?.to_owned())
-    }),
+    })
+    .live(),
     optional("rtc.livekit_secret", r#""a long random word""#, "The secret of that key.", |config, given| {
         Ok(livekit(config).secret = given.text()?.to_owned())
-    }),
+    })
+    .live(),
     optional(
         "rtc.livekit_secret_file",
         r#""/etc/snug/livekit-secret""#,
@@ -101,7 +110,8 @@ pub const SETTINGS: &[Setting] = &[
             config.secret_files.push(file);
             Ok(livekit(config).secret = text.trim().to_owned())
         },
-    ),
+    )
+    .live(),
     setting(
         "rtc.livekit_service_urls",
         "[]",
@@ -110,7 +120,8 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| {
             Ok(config.apps.calls.service_urls = given.texts()?.into_iter().map(url).collect::<Result<_, _>>()?)
         },
-    ),
+    )
+    .live(),
 ];
 
 fn livekit(config: &mut super::Config) -> &mut LiveKit {

@@ -61,7 +61,8 @@ pub const SETTINGS: &[Setting] = &[
             server_name(text)?;
             Ok(config.federation.name = Some(text.to_owned()))
         },
-    ),
+    )
+    .live(),
     optional(
         "federation.extra_ca_file",
         r#""/etc/snug/lab-ca.pem""#,
@@ -98,5 +99,6 @@ pub const SETTINGS: &[Setting] = &[
             HOURLY_BYTES_MIN.. => Ok(config.federation.hourly_bytes_max = given.bytes()?),
             _ => Err("must be \"1 MiB\" or more: an ordinary room has more traffic than less would allow".to_owned()),
         },
-    ),
+    )
+    .live(),
 ];

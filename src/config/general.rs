@@ -6,6 +6,7 @@ use super::file::read;
 use super::setting::{Setting, addresses, optional, own_name, setting, tokens, url};
 use crate::budget::is_path;
 use crate::client::{PresenceMode, Registration};
+use crate::web::Mount;
 
 /// A year: longer than that, an app need not refresh.
 const LIFETIME_MINUTES_MAX: u64 = 365 * 24 * 60;
@@ -41,6 +42,7 @@ pub const SETTINGS: &[Setting] = &[
          /.well-known/matrix/client.",
         |config, given| Ok(config.apps.public_url = Some(url(given.text()?)?)),
     )
+    .live()
     .shown_first(),
     setting(
         "registration",
@@ -56,6 +58,7 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.apps.registration = given.one_of(&known)?)
         },
     )
+    .live()
     .shown_first(),
     optional(
         "registration_tokens",
@@ -65,7 +68,8 @@ pub const SETTINGS: &[Setting] = &[
             config.secret_files.extend(config.file.clone());
             Ok(config.apps.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
         },
-    ),
+    )
+    .live(),
     optional(
         "registration_tokens_file",
         r#""/etc/snug/registration-tokens""#,
@@ -77,7 +81,8 @@ pub const SETTINGS: &[Setting] = &[
             let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
             Ok(config.apps.registration_tokens.extend(tokens(lines)?))
         },
-    ),
+    )
+    .live(),
     optional(
         "registration_shared_secret",
         r#""a long random word""#,
@@ -86,7 +91,8 @@ pub const SETTINGS: &[Setting] = &[
             config.secret_files.extend(config.file.clone());
             Ok(config.apps.registration_shared_secret = Some(given.text()?.to_owned()))
         },
-    ),
+    )
+    .live(),
     setting(
         "synapse_admin_api",
         "true",
@@ -99,7 +105,8 @@ pub const SETTINGS: &[Setting] = &[
         "Whether anybody who can reach the server may be a guest on it without an account: to read rooms that are open to the world, \
          and to take part in those whose guest access says so.",
         |config, given| Ok(config.apps.guests = given.flag()?),
-    ),
+    )
+    .live(),
     setting(
         "guests_unused_days",
         "30",
@@ -120,7 +127,8 @@ pub const SETTINGS: &[Setting] = &[
             minutes @ 1..=LIFETIME_MINUTES_MAX => Ok(config.apps.access_token_lifetime_ms = minutes * 60_000),
             _ => Err(format!("must be a number of minutes from 1 to {LIFETIME_MINUTES_MAX}")),
         },
-    ),
+    )
+    .live(),
     optional(
         "budget",
         r#""pi-zero-2w""#,
@@ -138,7 +146,8 @@ pub const SETTINGS: &[Setting] = &[
         "Whether people find every user of this server when they search for somebody. Otherwise they find those with whom they \
          share a room and those in public rooms, and can write to others whose whole name they know.",
         |config, given| Ok(config.apps.search_all_users = given.flag()?),
-    ),
+    )
+    .live(),
     setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
         Ok(config.upload_bytes_max = given.bytes()?)
     }),
@@ -159,7 +168,8 @@ pub const SETTINGS: &[Setting] = &[
             let address = |text: &str| text.parse().map_err(|_| format!("{text:?} is not an IP address"));
             Ok(config.trusted_proxies = given.texts()?.into_iter().map(address).collect::<Result<_, _>>()?)
         },
-    ),
+    )
+    .live(),
     setting(
         "presence",
         r#""local""#,
@@ -170,7 +180,8 @@ pub const SETTINGS: &[Setting] = &[
             let known = [("local", PresenceMode::Local), ("all", PresenceMode::All), ("off", PresenceMode::Off)];
             Ok(config.apps.presence = given.one_of(&known)?)
         },
-    ),
+    )
+    .live(),
     setting(
         "rate_limits",
         "true",
@@ -186,6 +197,30 @@ pub const SETTINGS: &[Setting] = &[
          true when the clock was once in the future by mistake, and start Snug once.",
         |config, given| Ok(config.trust_clock = given.flag()?),
     ),
+    optional(
+        "web",
+        r#"{ "/" = "/srv/element" }"#,
+        "Folders that are served at paths, such as a web client: { \"/\" = \"/srv/element\", \"/docs\" = \"/srv/docs\" }. What the server \
+         itself answers always goes before. Names that begin with a dot and symbolic links are not served; a file \
+         bundle.js.br or bundle.js.gz beside bundle.js is sent to whoever takes it.",
+        |config, given| {
+            for (path, folder) in given.pairs()? {
+                let path = match path.strip_prefix('/').map(|rest| rest.trim_end_matches('/')) {
+                    Some(rest) if rest.split('/').all(|part| !matches!(part, "." | "..")) => format!("/{rest}"),
+                    _ => return Err(format!("{path:?} is not a path such as \"/\" or \"/docs\"")),
+                };
+                config.web.push(Mount { path, folder: given.folder.join(folder) });
+            }
+            Ok(())
+        },
+    )
+    .live(),
+    setting(
+        "log_format",
+        r#""text""#,
+        "Lines of the log for people (\"text\"), or for programs: an object in each line (\"json\").",
+        |config, given| Ok(config.json_log = given.one_of(&[("text", false), ("json", true)])?),
+    ),
     setting(
         "log",
         r#""info""#,
@@ -200,5 +235,6 @@ pub const SETTINGS: &[Setting] = &[
                 _ => Err(format!("{text:?} is not one of {} or a list such as \"info,snug::remote=debug\"", known.join(", "))),
             }
         },
-    ),
+    )
+    .live(),
 ];

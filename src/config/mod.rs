@@ -4,6 +4,7 @@
 //! for an unknown name can suggest the nearest known one. The sample file is the table written out. A choice
 //! is an enum of the part that it configures. Only `serve` and `cli` read settings; they pass values on.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use toml::de::{DeTable, DeValue};
 use crate::client::{Options, Registration};
 use crate::media;
 use crate::room::SearchOptions;
+use crate::web::Mount;
 use client::Client;
 use federation::Federation;
 use file::{find, is_section, read, setting_at, unknown};
@@ -29,6 +31,7 @@ mod file;
 mod general;
 mod given;
 mod files;
+mod metrics;
 mod notices;
 mod page;
 mod previews;
@@ -39,6 +42,7 @@ mod setting;
 mod support;
 mod terms;
 
+pub use metrics::Metrics;
 pub use notices::Notices;
 pub use page::Page;
 pub use previews::Previews;
@@ -59,6 +63,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         general::SETTINGS,
         client::SETTINGS,
         page::SETTINGS,
+        metrics::SETTINGS,
         federation::SETTINGS,
         rooms::SETTINGS,
         search::SETTINGS,
@@ -97,8 +102,13 @@ pub struct Config {
     /// The machine's clock is right whatever the database remembers.
     pub trust_clock: bool,
     pub log: String,
+    /// Whether a line of the log is JSON.
+    pub json_log: bool,
     pub client: Client,
     pub page: Page,
+    pub metrics: Metrics,
+    /// Folders served at paths.
+    pub web: Vec<Mount>,
     pub federation: Federation,
     pub rooms: Rooms,
     pub previews: Previews,
@@ -107,6 +117,10 @@ pub struct Config {
     pub notices: Notices,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
+    /// What the file says, as it is written there, by the name of the setting.
+    pub written: BTreeMap<&'static str, String>,
+    /// What the command line said, for reading the settings again.
+    pub overrides: Overrides,
 }
 
 /// The values of the command line, which take precedence over the file.
@@ -168,6 +182,7 @@ impl Config {
             None => Config::default(),
         };
         config.apply(overrides)?;
+        config.overrides = overrides.clone();
         config.check().map_err(|error| Error { file, ..error })?;
         Ok(config)
     }
@@ -188,11 +203,11 @@ impl Config {
             let at = error.span().map_or(0, |span| span.start);
             located(Error { setting: setting_at(text, at), ..Error::new(error.message()) }, at)
         })?;
-        config.set_all("", table.get_ref(), &folder).map_err(|(error, at)| located(error, at))?;
+        config.set_all("", table.get_ref(), &folder, text).map_err(|(error, at)| located(error, at))?;
         Ok(config)
     }
 
-    fn set_all(&mut self, section: &str, table: &DeTable<'_>, folder: &Path) -> Result<(), (Error, usize)> {
+    fn set_all(&mut self, section: &str, table: &DeTable<'_>, folder: &Path, text: &str) -> Result<(), (Error, usize)> {
         for (key, value) in table.iter() {
             let name = format!("{section}{}", key.get_ref());
             let inside = format!("{name}.");
@@ -200,8 +215,10 @@ impl Config {
             if let Some(setting) = settings().find(|setting| setting.name == name) {
                 let given = Given { value: value.get_ref(), folder, example: setting.example };
                 (setting.set)(self, &given).map_err(|message| (Error::of(&name, message), at))?;
+                let written = text.get(value.span()).unwrap_or_default();
+                self.written.insert(setting.name, written.to_owned());
             } else if let Some(table) = value.get_ref().as_table().filter(|_| is_section(&inside)) {
-                self.set_all(&inside, table, folder)?;
+                self.set_all(&inside, table, folder, text)?;
             } else if is_section(&inside) {
                 let message = format!("is a section: write [{name}], and its settings below that");
                 return Err((Error::of(&name, message), at));
@@ -227,6 +244,15 @@ impl Config {
             self.listen = parsed.map_err(|message| Error::of("--listen", message))?;
         }
         Ok(())
+    }
+
+    /// The settings that another reading of the file has changed: those that are in force without a restart, and the
+    /// others.
+    pub fn changed(&self, newer: &Config) -> (Vec<&'static str>, Vec<&'static str>) {
+        let is_other = |setting: &&Setting| self.written.get(setting.name) != newer.written.get(setting.name);
+        let (live, others): (Vec<_>, Vec<_>) = settings().filter(is_other).partition(|setting| setting.live);
+        let names = |of: Vec<&'static Setting>| of.into_iter().map(|setting| setting.name).collect();
+        (names(live), names(others))
     }
 
     /// The checks that need more than one setting.
@@ -277,7 +303,8 @@ impl Config {
     pub fn first_file(&self) -> String {
         let mut out = String::from(
             "# Settings of this Snug server. What is commented out shows the default or an example;\n\
-             # `snug sample-config` prints all settings. Restart the server after a change.\n",
+             # `snug sample-config` prints all settings. `snug reload` makes most changes\n\
+             # take effect; it names those that need a restart.\n",
         );
         let name = format!("{:?}", self.server_name.as_str());
         let chosen = |setting: &Setting| (setting.name == "server_name").then(|| name.clone());
@@ -303,8 +330,11 @@ impl Default for Config {
             rate_limits: true,
             trust_clock: false,
             log: String::new(),
+            json_log: false,
             client: Client::default(),
             page: Page::default(),
+            metrics: Metrics::default(),
+            web: Vec::new(),
             federation: Federation::default(),
             rooms: Rooms::default(),
             previews: Previews::default(),
@@ -312,6 +342,8 @@ impl Default for Config {
             push: Push::default(),
             notices: Notices::default(),
             secret_files: Vec::new(),
+            written: BTreeMap::new(),
+            overrides: Overrides::default(),
         };
         for setting in settings() {
             let Some(default) = setting.default else { continue };

@@ -42,11 +42,13 @@ pub const SETTINGS: &[Setting] = &[
         r#""Server notices""#,
         "The name of the room that each user has for notices. A changed name is that of rooms made from then on.",
         |config, given| Ok(config.notices.room_name = given.text()?.to_owned()),
-    ),
+    )
+    .live(),
     setting(
         "notices.join",
         "false",
         "Whether users are put into that room. Otherwise they are invited to it; that invite cannot be declined.",
         |config, given| Ok(config.notices.join = given.flag()?),
-    ),
+    )
+    .live(),
 ];

@@ -19,11 +19,13 @@ pub const SETTINGS: &[Setting] = &[
          this server's address, which other servers can look up anyway, and when somebody here came across the link. Addresses of \
          the home network are never asked. Apps do not ask for links in encrypted rooms unless told to.",
         |config, given| Ok(config.previews.enabled = given.flag()?),
-    ),
+    )
+    .live(),
     setting(
         "previews.deny",
         "[]",
         "Sites that are never asked for a preview, such as [\"example.org\"]: the host and all below it.",
         |config, given| Ok(config.previews.deny = given.texts()?.into_iter().map(ToOwned::to_owned).collect()),
-    ),
+    )
+    .live(),
 ];

@@ -21,14 +21,16 @@ pub const SETTINGS: &[Setting] = &[
             let known = [("allow", Policy::Allow), ("ask", Policy::Ask), ("refuse", Policy::Refuse)];
             Ok(config.rooms.admission = given.one_of(&known)?)
         },
-    ),
+    )
+    .live(),
     setting(
         "rooms.forget_left",
         "false",
         "Whether a room that somebody leaves, or is removed from, is forgotten at once: no app of theirs shows it or its history any \
              more. Otherwise that is for each of them to say.",
         |config, given| Ok(config.rooms.forget_left = given.flag()?),
-    ),
+    )
+    .live(),
     setting(
         "rooms.default_version",
         r#""12""#,
@@ -40,5 +42,6 @@ pub const SETTINGS: &[Setting] = &[
             let none = || format!("this server creates no rooms of version {wanted:?}");
             Ok(config.apps.room_version = Some(version.ok_or_else(none)?))
         },
-    ),
+    )
+    .live(),
 ];

@@ -19,6 +19,8 @@ pub struct Setting {
     pub doc: &'static str,
     /// Whether the short file of the first start shows it.
     pub first: bool,
+    /// Whether a change is in force without a restart.
+    pub live: bool,
     pub set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
 }
 
@@ -29,7 +31,7 @@ pub const fn optional(
     doc: &'static str,
     set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
 ) -> Setting {
-    Setting { name, default: None, example, doc, first: false, set }
+    Setting { name, default: None, example, doc, first: false, live: false, set }
 }
 
 /// A setting with a default.
@@ -39,10 +41,16 @@ pub const fn setting(
     doc: &'static str,
     set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
 ) -> Setting {
-    Setting { name, default: Some(default), example: default, doc, first: false, set }
+    Setting { name, default: Some(default), example: default, doc, first: false, live: false, set }
 }
 
 impl Setting {
+    /// A change of the setting is in force as soon as the settings are read again.
+    pub const fn live(mut self) -> Setting {
+        self.live = true;
+        self
+    }
+
     /// Shows the setting in the file of the first start too.
     pub const fn shown_first(mut self) -> Setting {
         self.first = true;

@@ -13,13 +13,15 @@ pub const SETTINGS: &[Setting] = &[
         "Whom to ask about this server, in /.well-known/matrix/support: each with a role, m.role.admin or m.role.security, and a Matrix \
          ID, an e-mail address or both.",
         |config, given| Ok(config.apps.support.contacts = contacts(given)?),
-    ),
+    )
+    .live(),
     optional(
         "support.page",
         r#""https://example.org/help""#,
         "A page that helps people here, published in the same place.",
         |config, given| Ok(config.apps.support.page = Some(url(given.text()?)?)),
-    ),
+    )
+    .live(),
 ];
 
 fn contacts(given: &Given<'_>) -> Result<Vec<Contact>, String> {

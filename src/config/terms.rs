@@ -14,14 +14,16 @@ pub const SETTINGS: &[Setting] = &[
          file with the text, which this server shows then: en = { name = \"Privacy policy\", file = \"/etc/snug/privacy.txt\" }. \
          With a new version everybody has to agree again.",
         |config, given| Ok(config.apps.terms.policies = policies(given)?),
-    ),
+    )
+    .live(),
     setting(
         "terms.required_to_send",
         "true",
         "Whether accounts that have not agreed to the present versions can send nothing until they do: those that were there before, \
          or that you have made. Their apps show them where to agree.",
         |config, given| Ok(config.apps.terms.required_to_send = given.flag()?),
-    ),
+    )
+    .live(),
 ];
 
 fn policies(given: &Given<'_>) -> Result<Vec<Policy>, String> {

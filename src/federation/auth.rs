@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::lookup::{Missed, Standing, TURN_MAX};
 use super::{Federation, rates};
 use crate::{
-    base,
+    base::{self, bounded},
     http::{ErrorResponse, Request},
     matrix::{
         Reject,
@@ -19,7 +19,7 @@ use crate::{
             request::{InPieces, XMatrix},
         },
     },
-    remote::{ENCODED, Known},
+    remote::{ENCODED, Known, MYSELF},
 };
 
 /// The body limit of all endpoints but transactions: an invite with its stripped state, a key query of a large
@@ -48,7 +48,7 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
     let origin: OwnedServerName =
         header.origin.as_str().try_into().map_err(|_| unauthorized("The origin is not a server name"))?;
     if federation.remote.is_me(&origin) {
-        return Err(unauthorized("The origin of the request is this server itself"));
+        return Err(of_ourselves(federation, request, header));
     }
     let known = match known(federation, &origin, &header.key).await? {
         Some(known) => Some(known),
@@ -58,6 +58,17 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
     let (method, target) = (request.method().as_str().to_owned(), request.target().to_owned());
     let (key, valid_until_ms) = ((*known.key).clone(), known.valid_until_ms);
     Ok(Claim { header, origin, key, valid_until_ms, method, target })
+}
+
+/// The refusal of a request in this server's own name. Whether its signature is right tells the operator, who has sent it
+/// to the public address, whether a proxy on the way has rewritten it (`remote/examine.rs`).
+fn of_ourselves(federation: &Federation, request: &Request, header: XMatrix) -> ErrorResponse {
+    let (method, target) = (request.method().to_string(), request.target().to_owned());
+    let key = federation.key.public();
+    match sign::request::check(&header, &key, &federation.server_name, &method, &target, None) {
+        Ok(()) => unauthorized(MYSELF),
+        Err(_) => unauthorized(format!("The signature is not that of {method} {}", bounded(target, 300))),
+    }
 }
 
 /// A key that is already stored and may be believed now.

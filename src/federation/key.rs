@@ -141,7 +141,7 @@ fn countersigned(federation: &Federation, server: &OwnedServerName) -> Result<Op
 
 /// `GET /.well-known/matrix/server`, for a server that is reached at its own name.
 pub async fn well_known(federation: Arc<Federation>, _: Request) -> Result<Response, ErrorResponse> {
-    match &federation.well_known_server {
+    match &*federation.well_known_server.get() {
         Some(server) => Ok(Response::json(&json!({ "m.server": server }))),
         None => Err(ErrorResponse::not_found("This server publishes no delegation (federation.name)")),
     }

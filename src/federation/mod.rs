@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ruma::OwnedServerName;
 
-use crate::base::{Clock, KeyedLock};
+use crate::base::{Clock, KeyedLock, Live};
 use crate::budget::{Account, Budget};
 use crate::matrix::sign;
 use crate::media::Media;
@@ -72,5 +72,5 @@ pub struct Federation {
     /// Transactions that were answered already.
     pub transactions: send::transaction::Transactions,
     /// `host:port` served at `/.well-known/matrix/server`; none: 404.
-    pub well_known_server: Option<String>,
+    pub well_known_server: Live<Option<String>>,
 }

@@ -51,6 +51,6 @@ pub(super) fn federation(house: &House, budget: &Budget) -> Federation {
         lookups: crate::federation::Lookups::new(house.clock.clone(), 8),
         senders: Default::default(),
         transactions: Default::default(),
-        well_known_server: None,
+        well_known_server: Default::default(),
     }
 }

@@ -11,7 +11,7 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
-use crate::base::{KeyedLock, unbroken};
+use crate::base::{KeyedLock, Live, unbroken};
 use crate::room::{self, Create, Joining, Membership, Preset, Renewal, Rooms, Sending, StateDraft};
 use crate::user::{self, Requester, Users};
 
@@ -49,7 +49,7 @@ pub struct Notices(Arc<Inner>);
 struct Inner {
     users: Users,
     rooms: Rooms,
-    options: NoticeOptions,
+    options: Live<NoticeOptions>,
     /// Who tells them, once that account is known to exist.
     account: OnceCell<OwnedUserId>,
     /// One at a time for each user, so that nobody has two such rooms.
@@ -67,12 +67,25 @@ pub enum NotTold {
 
 impl Notices {
     pub fn new(users: Users, rooms: Rooms, options: NoticeOptions) -> Notices {
-        Notices(Arc::new(Inner { users, rooms, options, account: OnceCell::default(), each: KeyedLock::default() }))
+        Notices(Arc::new(Inner {
+            users,
+            rooms,
+            options: Live::new(options),
+            account: OnceCell::default(),
+            each: KeyedLock::default(),
+        }))
+    }
+
+    /// Sets how notices are told from now on. The account that tells them stays the same one.
+    pub fn set_options(&self, options: NoticeOptions) {
+        let before = self.0.options.get();
+        let (user, name, avatar) = (before.user.clone(), before.name.clone(), before.avatar.clone());
+        self.0.options.set(NoticeOptions { user, name, avatar, ..options });
     }
 
     /// Whether the account of notices has this name: nobody may take it, also before there is that account.
     pub fn is_reserved(&self, localpart: &str) -> bool {
-        localpart == self.0.options.user
+        localpart == self.0.options.get().user
     }
 
     /// Tells a local user a text, in their room of notices. The account of notices itself is told nothing: `Forbidden`.
@@ -146,7 +159,7 @@ impl Notices {
 
     /// The account that notices come from, as the settings want it. A new name or picture is told to its rooms.
     async fn make_account(&self) -> Result<OwnedUserId, NotTold> {
-        let NoticeOptions { user, name, avatar, .. } = &self.0.options;
+        let NoticeOptions { user, name, avatar, .. } = &*self.0.options.get();
         let fields =
             vec![("displayname", Some(name.as_str().into())), ("avatar_url", avatar.as_deref().map(Value::from))];
         let (account, is_new) = self.0.users.notices_account(user, fields).await?;
@@ -164,7 +177,7 @@ impl Notices {
     }
 
     async fn make_room(&self, user: user::UserNum, user_id: &UserId, from: &UserId) -> Result<OwnedRoomId, NotTold> {
-        let NoticeOptions { room_name, avatar, .. } = &self.0.options;
+        let NoticeOptions { room_name, avatar, .. } = &*self.0.options.get();
         let picture = avatar.as_ref().map(|url| StateDraft {
             kind: "m.room.avatar".to_owned(),
             state_key: String::new(),
@@ -199,7 +212,7 @@ impl Notices {
         // Before the invite: an app is to know what it is invited to.
         users.set_tag(user, room_id, TAG, Some(Map::new())).await?;
         rooms.invite(from, room_id, user_id, None).await?;
-        if options.join {
+        if options.get().join {
             rooms.join(user_id, room_id, Joining::default()).await?;
         }
         Ok(())

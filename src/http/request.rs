@@ -36,17 +36,23 @@ const SMALL_PAID_BYTES: u64 = 16 * 1024;
 /// That part: ten messages at once, of the 768 KiB or more that the account has.
 pub(super) const SMALL_BODIES_BYTES: u64 = 64 * 1024;
 /// The headers that any handler reads; the others, up to a whole head of them, are not kept while a request waits.
-static KEPT_HEADERS: [HeaderName; 10] = [
+static KEPT_HEADERS: [HeaderName; 16] = [
+    header::ACCEPT_ENCODING,
     header::AUTHORIZATION,
     header::CONTENT_LENGTH,
     header::CONTENT_TYPE,
     header::COOKIE,
     header::EXPECT,
+    header::FORWARDED,
     header::HOST,
+    header::IF_MODIFIED_SINCE,
     header::IF_NONE_MATCH,
     header::IF_RANGE,
     header::RANGE,
+    header::VIA,
     HeaderName::from_static("sec-fetch-site"),
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-real-ip"),
 ];
 /// The longest host of a request that is shown to the caller: a name of 253, a colon and a port.
 const HOST_BYTES_MAX: usize = 259;
@@ -578,6 +584,11 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, BadBody> {
     // Checked as a whole: the parser does not validate strings that no field takes.
     let text = std::str::from_utf8(body).map_err(|error| BadBody::NotJson(error.to_string()))?;
     Ok(serde_json::from_str(text)?)
+}
+
+/// A text as one part of a path.
+pub fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 /// Undoes the percent-encoding of a path. Invalid UTF-8 becomes U+FFFD, a stray `%` stays.

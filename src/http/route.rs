@@ -3,11 +3,12 @@
 //! Surfaces register handlers under a method and a template with `{param}`s. The table is built once at start and never
 //! changes; a look-up is one walk down a prefix tree.
 
+use super::tally::{Counts, Tally};
 use super::{ErrorResponse, Method, Request, Response, StatusCode};
-use crate::base;
+use crate::base::{self, StopWatch};
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tracing::Instrument;
 
@@ -22,6 +23,20 @@ pub struct Router {
     paths: Vec<Path>,
     /// Prefixes of the paths that web apps of any origin may ask.
     open: Vec<&'static str>,
+    /// Who answers what has no route.
+    fallback: Option<Box<dyn Fallback>>,
+    /// Counts of the answers.
+    tally: Tally,
+    /// Those of what has no route.
+    others: OnceLock<Arc<Counts>>,
+}
+
+/// Who answers for paths that have no route, and for `/` in place of its route.
+pub trait Fallback: Send + Sync {
+    /// Whether a path is one of its.
+    fn claims(&self, path: &str) -> bool;
+
+    fn respond(&self, request: Request) -> Pin<Box<dyn Future<Output = Response> + Send>>;
 }
 
 /// One path with its methods; few, so a list.
@@ -34,6 +49,8 @@ struct Route {
     template: String,
     params: Vec<String>,
     handler: Handler,
+    /// Made when the route is first asked for.
+    counts: OnceLock<Arc<Counts>>,
 }
 
 /// Registers the endpoints of one surface; made by [`Router::surface`].
@@ -58,28 +75,44 @@ impl Router {
         self.open.extend(prefixes);
     }
 
-    /// Answers one request: the handler's response, or 404 or 405 `M_UNRECOGNIZED`. A handler that panics ends its own
-    /// request only, as 500.
+    /// Has `fallback` answer what has no route.
+    pub fn set_fallback(&mut self, fallback: Box<dyn Fallback>) {
+        self.fallback = Some(fallback);
+    }
+
+    /// How often each route was asked.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// Answers one request, and counts it: the handler's response, or 404 or 405 `M_UNRECOGNIZED`. A handler that panics
+    /// ends its own request only, as 500.
     pub async fn dispatch(&self, mut request: Request) -> Response {
+        let watch = StopWatch::start();
         let cors = self.is_open(request.path());
         let method = request.method().clone();
-        let response = match self.find(&method, request.path()) {
-            Found::Route(route, values) => {
+        let found = self.find(&method, request.path());
+        let may_fall_back = match &found {
+            Found::Route(route, _) => route.template == "/",
+            Found::Nothing => true,
+            Found::OtherMethod => false,
+        };
+        let fallback = self.fallback.as_ref().filter(|fallback| may_fall_back && fallback.claims(request.path()));
+        let mut counts = None;
+        let response = match (fallback, found) {
+            (Some(fallback), _) => whole(fallback.respond(request)).await,
+            (None, Found::Route(route, values)) => {
+                counts = Some(route.counts.get_or_init(|| self.tally.of(method.as_str(), &route.template)));
                 request.set_route(&route.template, &route.params, values);
                 let span = request.span();
-                let answering = async {
-                    let answered = base::caught_in((route.handler)(request)).await;
-                    answered.unwrap_or_else(|panicked| {
-                        ErrorResponse::internal(format_args!("a panic: {}", panicked.say())).into_response()
-                    })
-                };
-                answering.instrument(span).await
+                whole((route.handler)(request)).instrument(span).await
             }
-            Found::Nothing if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
-            Found::OtherMethod if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
-            Found::OtherMethod => ErrorResponse::wrong_method().into_response(),
-            Found::Nothing => ErrorResponse::unrecognized().into_response(),
+            _ if method == Method::OPTIONS && cors => Response::empty(StatusCode::NO_CONTENT),
+            (None, Found::OtherMethod) => ErrorResponse::wrong_method().into_response(),
+            (None, Found::Nothing) => ErrorResponse::unrecognized().into_response(),
         };
+        let counts = counts.unwrap_or_else(|| self.others.get_or_init(|| self.tally.of("any", "other")));
+        counts.note(response.status(), watch.elapsed());
         let response = if method == Method::HEAD { response.into_head() } else { response };
         if cors { with_cors(response) } else { response }
     }
@@ -116,7 +149,9 @@ impl Router {
         };
         let known = self.paths[at].methods.iter().any(|(known, _)| *known == method);
         assert!(!known, "{method} {template} is registered once");
-        self.paths[at].methods.push((method, Route { template: template.to_owned(), params, handler }));
+        self.paths[at]
+            .methods
+            .push((method, Route { template: template.to_owned(), params, handler, counts: OnceLock::new() }));
     }
 
     fn insert_path(&mut self, normal: String) -> usize {
@@ -201,6 +236,13 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
         }
         self
     }
+}
+
+/// The answer, or 500 in place of a panic.
+async fn whole(answering: Pin<Box<dyn Future<Output = Response> + Send>>) -> Response {
+    base::caught_in(answering)
+        .await
+        .unwrap_or_else(|panicked| ErrorResponse::internal(format_args!("a panic: {}", panicked.say())).into_response())
 }
 
 fn boxed<S, F, Fut, E>(surface: Arc<S>, handler: F) -> Handler

@@ -647,9 +647,9 @@ enum Trouble {
 }
 
 /// An answer about one server whose signatures were right.
-struct Checked {
-    server: OwnedServerName,
-    keys: Vec<(String, Stored)>,
+pub(super) struct Checked {
+    pub(super) server: OwnedServerName,
+    pub(super) keys: Vec<(String, Stored)>,
     raw: Vec<u8>,
 }
 
@@ -682,7 +682,7 @@ struct PublishedOldKey {
 
 /// Checks a server's answer about its own keys: at least one of the listed keys signed it, and none of those signatures
 /// is wrong.
-fn check_answer(raw: &[u8], now_ms: u64) -> Result<Checked, String> {
+pub(super) fn check_answer(raw: &[u8], now_ms: u64) -> Result<Checked, String> {
     if raw.len() as u64 > ANSWER_BYTES_MAX {
         return Err("too long".into());
     }

@@ -6,7 +6,7 @@
 //!
 //! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `reach.rs` (one
 //! attempt to reach a server), `connect.rs`, `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`,
-//! `outage.rs`, `keys.rs`, `circle.rs`. `json_stream.rs` cuts a large answer into events; `web.rs` asks any URL.
+//! `outage.rs`, `keys.rs`, `circle.rs`, `examine.rs`. `json_stream.rs` cuts a large answer into events; `web.rs` asks any URL.
 
 mod address;
 mod backoff;
@@ -21,6 +21,7 @@ mod request;
 mod resolve;
 mod stream;
 mod eviction;
+mod examine;
 #[cfg(test)]
 pub(crate) mod tests;
 mod dns;
@@ -44,6 +45,7 @@ pub use self::address::is_private;
 pub use self::backoff::{Backoff, Reached};
 pub use self::connect::Limits;
 pub use self::contact::Whence;
+pub use self::examine::{MYSELF, Step, Verdict};
 pub use self::keys::{Keys, Known};
 pub use self::request::{Answer, ENCODED, Failed, Options, Urgency, encode};
 pub use self::stream::{Body, StreamLimits};

@@ -312,7 +312,7 @@ impl Remote {
     }
 
     /// The body so far is on account, and so is the next frame before it is kept.
-    async fn read_small(&self, mut body: Incoming, max_bytes: u64) -> Result<Answer, Failed> {
+    pub(super) async fn read_small(&self, mut body: Incoming, max_bytes: u64) -> Result<Answer, Failed> {
         let mut grant = self.0.account.take(1024).await?;
         // Half the account at most, so that one answer never blocks all others.
         let max_bytes = max_bytes.min(self.0.account.limit() / 2);
@@ -363,7 +363,7 @@ fn shorten(text: &str, chars_max: usize) -> String {
     text.chars().filter(|letter| !letter.is_control()).take(chars_max).collect()
 }
 
-fn build(
+pub(super) fn build(
     method: &Method,
     target: &str,
     host: &str,

@@ -200,6 +200,24 @@ impl Resolver {
         }
     }
 
+    /// Where the operator's settings lead a server.
+    pub fn override_of(&self, server: &ServerName) -> Option<String> {
+        self.overrides.get(&server.as_str().to_ascii_lowercase()).map(|to| match to {
+            Override::Address(address) => address.to_string(),
+            Override::Delegate(to) => to.clone(),
+        })
+    }
+
+    /// The look-ups themselves, past what is kept.
+    pub fn lookup(&self) -> &dyn Lookup {
+        &*self.lookup
+    }
+
+    /// Has the delegation of a server fetched anew when it is next needed.
+    pub fn forget(&self, server: &ServerName) {
+        self.delegations.lock().remove(server.host());
+    }
+
     /// Whether the name server answers.
     pub async fn has_name_server(&self) -> bool {
         self.lookup.has_name_server().await

@@ -156,6 +156,7 @@ struct Inner {
     redactions: Arc<mass_redaction::Waiting>,
     words: words::keep::Keeper,
     days: days::Days,
+    counts: Arc<append::new_event::Counts>,
 }
 
 impl Rooms {
@@ -186,6 +187,7 @@ impl Rooms {
             redactions,
             words,
             days,
+            counts: Arc::default(),
         }))
     }
 
@@ -194,7 +196,13 @@ impl Rooms {
         &self.0.parts.server
     }
 
-    /// Sets whether whoever leaves a room forgets it too. `serve` does so once.
+    /// Events that entered rooms since the start, outside of joins: those of people here, and others'.
+    pub fn appended(&self) -> (u64, u64) {
+        let counts = &self.0.counts;
+        (counts.sent.load(Relaxed), counts.received.load(Relaxed))
+    }
+
+    /// Sets whether whoever leaves a room forgets it too.
     pub fn set_forgets_left_rooms(&self, forgets: bool) {
         self.0.forgets.store(forgets, Relaxed);
     }
@@ -292,6 +300,7 @@ impl Rooms {
             now_ms: parts.clock.now_ms(),
             rules: self.0.rules.clone(),
             forgets: self.forgets_left_rooms(),
+            counts: self.0.counts.clone(),
         }
     }
 

@@ -8,13 +8,15 @@
 
 use std::fmt::{self, Display, Write as _};
 use std::io::{IsTerminal, Write as _};
+use std::sync::OnceLock;
 
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::base::{Clock, bounded, timestamp};
@@ -28,13 +30,26 @@ const SPANS_MAX: usize = 6;
 /// Fields that need no name in front.
 const NAMELESS: [&str; 4] = ["method", "path", "user", "name"];
 
-/// Sends the log of this process to stderr, once. `filter` is the setting `log`.
-pub fn to_stderr(filter: &str) -> Result<(), ParseError> {
+/// The log of this process, for changing what it says.
+static LOG: OnceLock<reload::Handle<Log, Registry>> = OnceLock::new();
+
+/// Sends the log of this process to stderr, once. `filter` is the setting `log`; `json` makes each line an object.
+pub fn to_stderr(filter: &str, json: bool) -> Result<(), ParseError> {
     let filter: Targets = filter.parse()?;
-    let log = Log { filter, form: Form::of_stderr(), clock: Clock::real() };
+    let form = if json { Form::Json } else { Form::of_stderr() };
+    let (log, handle) = reload::Layer::new(Log { filter, form, clock: Clock::real() });
     // A second server in one process (tests) logs to the first one's log.
-    let _ = tracing_subscriber::registry().with(log).try_init();
+    if tracing_subscriber::registry().with(log).try_init().is_ok() {
+        let _ = LOG.set(handle);
+    }
     Ok(())
+}
+
+/// Logs what another filter says from now on. The filter has been checked by the settings.
+pub fn set_filter(filter: &str) {
+    if let (Some(log), Ok(filter)) = (LOG.get(), filter.parse()) {
+        let _ = log.modify(|log| log.filter = filter);
+    }
 }
 
 struct Log {
@@ -50,6 +65,8 @@ enum Form {
     /// A file, a pipe, or another program.
     Plain,
     Journal,
+    /// An object in each line, for programs.
+    Json,
 }
 
 impl Form {
@@ -82,6 +99,9 @@ impl Log {
     {
         let mut said = Said::default();
         event.record(&mut said);
+        if self.form == Form::Json {
+            return self.json_line(event, said, context);
+        }
         let mut about = Bracket { said: format!("{}{}", said.text, said.fields), text: String::new() };
         if let Some(scope) = context.event_scope(event) {
             for span in scope.from_root().take(SPANS_MAX) {
@@ -89,6 +109,32 @@ impl Log {
             }
         }
         self.line(event.metadata(), &said, &about.finish())
+    }
+
+    /// The same as an object: `fields` are the line's own, `about` those of what it is about.
+    fn json_line<S>(&self, event: &Event<'_>, said: Said, context: &Context<'_, S>) -> String
+    where
+        S: Subscriber + for<'a> LookupSpan<'a>,
+    {
+        let mut about = serde_json::Map::new();
+        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()).take(SPANS_MAX) {
+            let extensions = span.extensions();
+            for (field, value) in extensions.get::<About>().map_or(&[][..], |about| &about.0) {
+                // A worker's name is not taken for a room's or a file's.
+                let name = if field.name() == "name" { span.name() } else { field.name() };
+                about.insert(name.to_owned(), value.as_str().into());
+            }
+        }
+        let metadata = event.metadata();
+        let line = serde_json::json!({
+            "time": timestamp(self.clock.now_ms()),
+            "level": metadata.level().as_str().to_ascii_lowercase(),
+            "part": metadata.target(),
+            "message": said.text,
+            "fields": said.named,
+            "about": about,
+        });
+        format!("{line}\n")
     }
 
     fn line(&self, metadata: &Metadata<'_>, said: &Said, about: &str) -> String {
@@ -105,7 +151,7 @@ impl Log {
             match self.form {
                 Form::Terminal => line.push_str(&format!("{}{name:<5}\u{1b}[0m ", color(level))),
                 Form::Plain => line.push_str(&format!("{name:<5} ")),
-                Form::Journal => line.push_str(&format!("{name} ")),
+                Form::Journal | Form::Json => line.push_str(&format!("{name} ")),
             }
         }
         // The module is of use to who looks for a fault, and for lines of libraries.
@@ -203,6 +249,8 @@ impl Visit for About {
 struct Said {
     text: String,
     fields: String,
+    /// The same fields by name.
+    named: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Said {
@@ -214,6 +262,7 @@ impl Said {
             name if name.starts_with("log.") => {}
             name => {
                 let _ = write!(self.fields, " {name}={value}");
+                self.named.insert(name.to_owned(), value.into());
             }
         }
     }
@@ -333,6 +382,19 @@ mod tests {
             said,
             ["1970-01-01T00:00:00Z WARN  not complete left=3 [PUT /rooms/{room_id}/send @anna:x.org room=!r:x.org]\n"]
         );
+    }
+
+    #[test]
+    fn a_line_for_programs_is_an_object() {
+        let said = lines("info", Form::Json, || {
+            in_a_request(|| tracing::warn!(target: "snug::room", left = 3, "not\n\"complete\""));
+        });
+        let line: serde_json::Value = serde_json::from_str(&said[0]).unwrap();
+        assert!(said[0].ends_with("}\n") && said[0].matches('\n').count() == 1);
+        assert_eq!((line["level"].as_str(), line["part"].as_str()), (Some("warn"), Some("snug::room")));
+        assert_eq!((line["message"].as_str(), line["fields"]["left"].as_str()), (Some("not \"complete\""), Some("3")));
+        assert_eq!(line["about"]["user"], "@anna:x.org");
+        assert_eq!(line["about"]["path"], "/rooms/{room_id}/send");
     }
 
     #[test]

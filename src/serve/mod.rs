@@ -12,8 +12,11 @@ mod calls;
 pub mod compact;
 mod greet;
 pub mod log;
+mod metrics;
 pub mod ports;
 mod push;
+mod reload;
+mod systemd;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,7 +30,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
-use crate::base::{Clock, Lane, Random, Worker, Workers};
+use crate::base::{Clock, Lane, Live, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::{self, Config, Previews};
@@ -44,6 +47,7 @@ use crate::remote::{self, Remote, RemoteOptions};
 use crate::room::{self, Rooms};
 use crate::store::{self, Store, Survey, TableFound};
 use crate::user::{self, Users};
+use crate::web::Folders;
 
 pub use self::addresses::{first_account, is_only_here, let_in, urls};
 use self::folder::{DATABASE, MEDIA, SCRATCH};
@@ -54,6 +58,8 @@ pub use self::folder::{
 use database::{open_store, open_when_free, store_options};
 use greet::greet;
 use ports::{bind, certificate};
+pub use reload::Reloader;
+use systemd::Manager;
 
 /// The time for answers in progress after the signal to stop. Waiting syncs answer at once.
 const GRACE: Duration = Duration::from_secs(3);
@@ -69,11 +75,11 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))
 }
 
-/// Runs the server until SIGINT or SIGTERM. `command` is how this program was called; advice on the terminal repeats
+/// Runs the server until SIGINT or SIGTERM; SIGHUP has it read its settings again. `command` is how this program was called; advice on the terminal repeats
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
-    log::to_stderr(&config.log).map_err(|error| failed("log", error))?;
+    log::to_stderr(&config.log, config.json_log).map_err(|error| failed("log", error))?;
     let budget = Budget::from_profile(profile(&config)?);
     if let Some(warning) = Granted::now().warning(budget.profile()) {
         tracing::warn!("{warning}");
@@ -85,13 +91,30 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
         let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await?;
         // Before the ports are open: a signal sent as soon as they are open must not be missed.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
+        let mut hangup = on(SignalKind::hangup())?;
         server.open().await?;
+        let manager = Manager::of_environment();
+        let what = format!("open as {}", config.server_name);
+        manager.ready(&what);
+        let (clock, store, door) = (server.clock.clone(), server.store.clone(), server.door.clone());
+        let watch = tokio::spawn(manager.clone().keep_watch(clock, store, door));
         greet(&server, first.as_deref(), command).await;
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+        loop {
+            tokio::select! {
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                _ = hangup.recv() => {
+                    manager.reloading();
+                    // An error is in the log.
+                    let _ = admin::Reload::reload(&*server.reloader).await;
+                    manager.ready(&what);
+                }
+            }
         }
         tracing::info!("stopping");
+        manager.stopping();
+        watch.abort();
+        let _ = watch.await;
         server.stop().await;
         tracing::info!("stopped");
         Ok(())
@@ -156,6 +179,7 @@ pub struct Server {
     /// The routes of the commands, on the socket in the data folder.
     local: Arc<Router>,
     door: Arc<HttpServer>,
+    reloader: Arc<Reloader>,
     client_certificate: Option<Arc<Certificate>>,
     federation_certificate: Option<Arc<Certificate>>,
     /// The open addresses, with the ports that the system chose.
@@ -276,6 +300,9 @@ impl Server {
 
         let notices = Notices::new(users.clone(), rooms.clone(), notice_options(&config));
         let mut router = Router::new();
+        let folders = Folders::new(&budget);
+        folders.set(config.web.clone());
+        router.set_fallback(Box::new(folders.clone()));
         let client = Arc::new(Client {
             rooms: rooms.clone(),
             users: users.clone(),
@@ -285,12 +312,13 @@ impl Server {
             clock: clock.clone(),
             random: random.clone(),
             budget: budget.clone(),
-            options: config.apps.clone(),
+            settings: Live::new(config.apps.clone()),
             looks: Lane::new(clock.clone(), budget.size("blocking_threads") as usize),
             scratch: folder.join(SCRATCH),
             nonces: client::Nonces::default(),
         });
         client::routes::routes(&mut router, &client);
+        let mut at_federation = None;
         if config.federation.enabled {
             let federation = Arc::new(Federation {
                 rooms: rooms.clone(),
@@ -308,9 +336,10 @@ impl Server {
                 postage: federation::postage::Postage::new(clock.clone(), config.rate_limits),
                 senders: Default::default(),
                 transactions: Default::default(),
-                well_known_server: config.federation.name.clone(),
+                well_known_server: Live::new(config.federation.name.clone()),
             });
             federation::routes::routes(&mut router, &federation);
+            at_federation = Some(federation);
         }
 
         if config.push.gateway {
@@ -318,29 +347,57 @@ impl Server {
         }
 
         let (workers, reached) = (Workers::default(), Arc::new(OnceLock::new()));
+        let limits = if config.rate_limits { Limits::new(clock.clone()) } else { Limits::off(clock.clone()) };
+        let door = HttpServer::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
+        let certificates = [("client", &client_certificate), ("federation", &federation_certificate)];
+        let certificates = certificates.iter().filter_map(|(name, found)| Some((*name, found.as_ref()?.clone())));
+        let certificates: Vec<_> = certificates.collect();
+        let gauges = metrics::gauges(metrics::Watched {
+            folder,
+            store: &store,
+            feed: &feed,
+            remote: &remote,
+            door: &door,
+            certificates: certificates.clone(),
+        });
         let admin = Arc::new(Admin {
             users: users.clone(),
             rooms: rooms.clone(),
             media: media.clone(),
             notices: notices.clone(),
             sender: sender.clone(),
+            remote: remote.clone(),
             budget: budget.clone(),
             clock: clock.clone(),
             random: random.clone(),
             workers: workers.clone(),
-            public_url: config.apps.public_url.clone(),
-            is_registration_open: config.apps.registration != client::Registration::Closed,
+            settings: Live::new(admin_settings(&config)),
             database: folder.join(DATABASE),
             page: Arc::new(admin::Desk::new(config.page.enabled.then(|| config.page.path.clone()), client::PASSWORDS)),
             addresses: reached.clone(),
             sources: findings::sources(&clock, &store, &remote),
+            gauges,
+            tally: router.tally().clone(),
+            reload: OnceLock::new(),
         });
         admin::page_routes(&mut router, &admin);
         let mut local = Router::new();
         admin::routes(&mut local, &admin);
+        let reloader = Arc::new(Reloader {
+            config: parking_lot::Mutex::new(config.clone()),
+            client,
+            federation: at_federation,
+            admin: admin.clone(),
+            media: media.clone(),
+            door: door.clone(),
+            folders,
+            certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
+            turn: tokio::sync::Mutex::default(),
+        });
+        let reload: std::sync::Weak<dyn admin::Reload> = Arc::downgrade(&(reloader.clone() as Arc<dyn admin::Reload>));
+        // Set once: the server has just been made.
+        let _ = admin.reload.set(reload);
 
-        let limits = if config.rate_limits { Limits::new(clock.clone()) } else { Limits::off(clock.clone()) };
-        let door = HttpServer::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
         Ok(Server {
             clock,
             random,
@@ -359,6 +416,7 @@ impl Server {
             router: Arc::new(router),
             local: Arc::new(local),
             door,
+            reloader,
             client_certificate,
             federation_certificate,
             open: Vec::new(),
@@ -578,9 +636,23 @@ impl Server {
         &self.config
     }
 
+    /// Reads the settings again.
+    pub fn reloader(&self) -> Arc<Reloader> {
+        self.reloader.clone()
+    }
+
     /// The routes of all paths, for tests that need no socket.
     pub fn router(&self) -> &Arc<Router> {
         &self.router
+    }
+}
+
+fn admin_settings(config: &Config) -> admin::AdminSettings {
+    let config::Metrics { enabled, allow, token } = config.metrics.clone();
+    admin::AdminSettings {
+        public_url: config.apps.public_url.clone(),
+        is_registration_open: config.apps.registration != client::Registration::Closed,
+        metrics: admin::MetricsOptions { enabled, allow, token },
     }
 }
 

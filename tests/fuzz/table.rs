@@ -260,6 +260,8 @@ pub const TABLE: &[Endpoint] = &[
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
     // The administrators' page. What needs a session there leads to the sign-in.
     get(BARE, "/_snug/").of(Anybody).asks("done=text"),
+    get(BARE, "/_snug/metrics").of(Anybody),
+    get(BARE, "/_snug/health").of(Anybody),
     get(BARE, "/_snug/page.css").of(Anybody),
     get(BARE, "/_snug/page.js").of(Anybody),
     get(BARE, "/_snug/mark.svg").of(Anybody),

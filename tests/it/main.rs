@@ -28,6 +28,7 @@ mod notices;
 mod memory;
 mod admin_page;
 mod pages;
+mod watching;
 mod previews;
 mod push;
 mod threads;

@@ -26,8 +26,9 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("flow", "base budget matrix user room media"),
     ("federation", "base budget matrix remote user room media http"),
     ("client", "base budget matrix feed user room media flow http"),
-    ("admin", "base budget matrix user room media deliver flow http"),
-    ("config", "budget room media client"),
+    ("web", "base budget http"),
+    ("admin", "base budget matrix remote user room media deliver flow http"),
+    ("config", "budget room media client http web"),
 ];
 /// The start names everything.
 const TOP: &[&str] = &["main", "lib", "cli", "serve"];

@@ -33,7 +33,7 @@ makes the first one. <code>snug check</code> prints it again.</p>";
 
 /// How somebody gets an account.
 fn accounts(admin: &Admin) -> String {
-    let how = match admin.is_registration_open {
+    let how = match admin.settings.get().is_registration_open {
         true => "Choose in the app to make one, at the same address.",
         false => {
             "Accounts are made by the owner of this server, with <code>snug user add NAME</code>. Ask for one, and you get a user \

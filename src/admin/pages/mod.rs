@@ -66,7 +66,7 @@ struct Address {
 /// The public address when there is one, else the one that the browser has used.
 fn address_for_apps(admin: &Admin, request: &Request) -> Address {
     let certain = |url: String| Address { url, is_guess: false };
-    if let Some(url) = &admin.public_url {
+    if let Some(url) = &admin.settings.get().public_url {
         return certain(url.trim_end_matches('/').to_owned());
     }
     // Not an address of this machine: a request without a host may come from anywhere.

@@ -49,6 +49,60 @@ pub fn run(overrides: &Overrides) -> ExitCode {
     if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Examines the way to any server, and prints the findings. Exit code 1 when something is wrong.
+pub fn server(overrides: &Overrides, server: &ServerName) -> ExitCode {
+    let mut report = Report::default();
+    match Config::load(overrides) {
+        Ok(config) => examine(&config, server, &mut report),
+        Err(error) => report.bad(format!("The config: {error}")),
+    }
+    let sum = if report.bad == 0 { "\nNothing is wrong.\n" } else { "" };
+    print(&(report.lines + sum));
+    if report.bad == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// By the running server, whose signature others know, or as a stranger who has none.
+fn examine(config: &Config, server: &ServerName, report: &mut Report) {
+    match Local::running(config) {
+        Ok(Some(mut local)) => match local.post("/examine", serde_json::json!({ "server": server })) {
+            Ok(said) => steps(&said, report),
+            Err(error) => report.bad(format!("The server was asked to look: {error}.")),
+        },
+        Ok(None) => {
+            report.note("The server is not running: a request with its signature is not tried.");
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            match (stranger(config), runtime) {
+                (Ok(remote), Ok(runtime)) => runtime.block_on(as_stranger(&remote, server, report)),
+                (Err(error), _) => report.bad(format!("{error}.")),
+                (_, Err(error)) => report.bad(error.to_string()),
+            }
+        }
+        Err(error) => report.bad(format!("{error}.")),
+    }
+}
+
+async fn as_stranger(remote: &Remote, server: &ServerName, report: &mut Report) {
+    for remote::Step { verdict, text } in remote.examine_unsigned(server).await {
+        match verdict {
+            remote::Verdict::Good => report.good(text),
+            remote::Verdict::Note => report.note(text),
+            remote::Verdict::Bad => report.bad(text),
+        }
+    }
+}
+
+/// The answer of `/examine`.
+fn steps(said: &Value, report: &mut Report) {
+    for step in said["steps"].as_array().into_iter().flatten() {
+        let text = step["text"].as_str().unwrap_or("?");
+        match step["verdict"].as_str() {
+            Some("good") => report.good(text),
+            Some("note") => report.note(text),
+            _ => report.bad(text),
+        }
+    }
+}
+
 /// Reads everything in the database and prints what is lost. Exit code 1 when something is lost.
 pub fn database(overrides: &Overrides) -> ExitCode {
     let mut report = Report::default();
@@ -168,7 +222,17 @@ fn all(config: &Config, report: &mut Report) {
         None if running => {}
         None => ports::free(config, report),
     }
+    let was_bad = report.bad;
     federation(config, running, report);
+    // Where others get here at all: whether what they sign gets here as it was sent.
+    if let Some(local) = local.as_mut().filter(|_| config.federation.enabled && report.bad == was_bad)
+        && !is_local_name(config)
+    {
+        match local.post("/examine", serde_json::json!({})) {
+            Ok(said) => steps(&said, report),
+            Err(error) => report.bad(format!("The server was asked to look at itself from outside: {error}.")),
+        }
+    }
 }
 
 fn settings(config: &Config, report: &mut Report) {
@@ -340,12 +404,18 @@ fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Rep
     }
 }
 
+/// Whether the name is one that no other machine can find.
+fn is_local_name(config: &Config) -> bool {
+    let name = &config.server_name;
+    name.as_str() == "localhost" || name.host().ends_with(".localhost")
+}
+
 fn federation(config: &Config, running: bool, report: &mut Report) {
     let name = &config.server_name;
     if !config.federation.enabled {
         return report.note("Federation is switched off (federation.enabled = false).");
     }
-    if name.as_str() == "localhost" || name.host().ends_with(".localhost") {
+    if is_local_name(config) {
         return report.note(format!(
             "The server name is {name}: people on this server can chat with each other, but other servers cannot find \
              it. Set server_name to a domain name that you own before the first account is made."

@@ -47,7 +47,7 @@ async fn proved(client: &Client, request: &mut Request) -> Result<Response, Erro
     if stage == Stage::RegistrationToken {
         request.limit(&rates::TOKEN)?;
         let token = page::field(&body, "token");
-        if !client.options.registration_tokens.iter().any(|known| known == token.trim()) {
+        if !client.options().registration_tokens.iter().any(|known| known == token.trim()) {
             return Ok(form(client, request, stage, "<p class=\"wrong\" role=\"alert\">This token is not valid.</p>"));
         }
     }
@@ -91,7 +91,7 @@ autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" autofocus>{wro
             format!(
                 "<h1>Terms of {server}</h1><p class=\"lead\">These hold for everybody with an account here:</p>{}\
 <form method=\"post\"><button>I agree</button></form>",
-                client.options.terms.links(&terms::base(client, request))
+                client.options().terms.links(&terms::base(client, request))
             ),
         ),
     };

@@ -107,6 +107,6 @@ pub async fn search(client: Arc<Client>, mut request: Request) -> Result<Respons
     let body: SearchBody = request.json().await?;
     let most = body.limit.unwrap_or(10).clamp(1, FOUND_MAX);
     let (results, limited) =
-        client.users.search(requester.user_num, &body.search_term, most, client.options.search_all_users).await?;
+        client.users.search(requester.user_num, &body.search_term, most, client.options().search_all_users).await?;
     Ok(Response::json(&json!({ "results": results, "limited": limited })))
 }

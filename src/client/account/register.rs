@@ -56,7 +56,8 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         Some("guest") => return guest(&client, &mut request).await,
         Some(_) => return Err(ErrorResponse::invalid_param("kind must be \"user\" or \"guest\"").into()),
     }
-    let (stages, tokens) = stages(&client.options)?;
+    let options = client.options();
+    let (stages, tokens) = stages(&options)?;
     let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
@@ -86,7 +87,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         device_id: body.device_id,
         display_name: body.initial_device_display_name,
         ip: Some(request.peer().ip),
-        lifetime_ms: client.options.lifetime_ms(body.refresh_token),
+        lifetime_ms: client.options().lifetime_ms(body.refresh_token),
     });
     login.as_ref().map_or(Ok(()), Login::check)?;
     // Apps ask for the flows before there is a name, so a session is for no name in particular; it makes one account.
@@ -96,7 +97,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     }
     let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
-    let new = New { localpart, password: Some(password), admin: false, agreed: client.options.terms.digest() };
+    let new = New { localpart, password: Some(password), admin: false, agreed: client.options().terms.digest() };
     let users = client.users.clone();
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {
@@ -120,7 +121,7 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
 
 /// A new guest, who is never asked to prove anything and has no password.
 async fn guest(client: &Client, request: &mut Request) -> Result<Response, Error> {
-    if !client.options.guests {
+    if !client.options().guests {
         return Err(auth::guests_forbidden("This server has no guest accounts").into());
     }
     let body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
@@ -163,7 +164,7 @@ async fn again(client: &Client, request: &Request, made: Made, body: Body) -> Re
         device_id: made.device_id.or(body.device_id),
         display_name: body.initial_device_display_name,
         ip: Some(request.peer().ip),
-        lifetime_ms: client.options.lifetime_ms(body.refresh_token),
+        lifetime_ms: client.options().lifetime_ms(body.refresh_token),
     };
     let session = client.users.login(&made.user_id, login).await?;
     Ok(Response::json(&session::answer(client, &session)))
@@ -200,7 +201,7 @@ async fn check_free(client: &Client, username: &str) -> Result<(), Error> {
 /// registration is off.
 pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(&rates::NAME)?;
-    stages(&client.options)?;
+    stages(&client.options())?;
     let username = request.query("username").ok_or_else(|| ErrorResponse::missing_param("username"))?;
     check_free(&client, &username.to_lowercase()).await?;
     Ok(Response::json(&json!({ "available": true })))
@@ -212,7 +213,7 @@ pub async fn available(client: Arc<Client>, request: Request) -> Result<Response
 pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(&rates::TOKEN)?;
     let token = request.query("token").ok_or_else(|| ErrorResponse::missing_param("token"))?;
-    let Options { registration, registration_tokens, .. } = &client.options;
+    let Options { registration, registration_tokens, .. } = &*client.options();
     let valid = *registration == Registration::Token && registration_tokens.contains(&token);
     Ok(Response::json(&json!({ "valid": valid })))
 }

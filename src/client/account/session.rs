@@ -66,7 +66,7 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
         device_id: body.device_id,
         display_name: body.initial_device_display_name,
         ip: Some(request.peer().ip),
-        lifetime_ms: client.options.lifetime_ms(body.refresh_token),
+        lifetime_ms: client.options().lifetime_ms(body.refresh_token),
     };
     let session = client.users.login(&user_id, login).await?;
     Ok(Response::json(&answer(&client, &session)))
@@ -134,7 +134,7 @@ struct RefreshBody {
 pub async fn refresh(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     request.limit(&rates::REFRESH)?;
     let RefreshBody { refresh_token } = request.json_max(STRANGER_BYTES_MAX).await?;
-    let session = client.users.refresh(&refresh_token, client.options.access_token_lifetime_ms).await?;
+    let session = client.users.refresh(&refresh_token, client.options().access_token_lifetime_ms).await?;
     let mut answer = json!({ "access_token": session.access_token });
     show_refreshed(&mut answer, &session);
     Ok(Response::json(&answer))
@@ -156,7 +156,7 @@ pub fn answer(client: &Client, session: &Session) -> Value {
         "home_server": client.users.server(),
     });
     show_refreshed(&mut answer, session);
-    if let Some(url) = &client.options.public_url {
+    if let Some(url) = &client.options().public_url {
         answer["well_known"] = json!({ "m.homeserver": { "base_url": url } });
     }
     answer

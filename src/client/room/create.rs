@@ -89,7 +89,7 @@ fn wanted(client: &Client, body: Body) -> Result<Create, ErrorResponse> {
     Ok(Create {
         public,
         preset,
-        room_version: Some(body.room_version.unwrap_or_else(|| client.options.room_version().to_owned())),
+        room_version: Some(body.room_version.unwrap_or_else(|| client.options().room_version().to_owned())),
         room_alias_name: body.room_alias_name,
         name: body.name,
         topic: body.topic,

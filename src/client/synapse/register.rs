@@ -116,7 +116,8 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
 }
 
 fn secret(client: &Client) -> Result<hmac::Key, ErrorResponse> {
-    let secret = client.options.registration_shared_secret.as_deref();
+    let options = client.options();
+    let secret = options.registration_shared_secret.as_deref();
     let secret = secret.ok_or_else(|| ErrorResponse::bad("M_UNKNOWN", "Shared secret registration is not enabled"))?;
     Ok(hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes()))
 }

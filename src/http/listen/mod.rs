@@ -20,7 +20,7 @@ use super::route::Router;
 use super::tls::{HTTP_1, HTTP_2};
 use super::turned_away::TurnedAway;
 use super::{ErrorResponse, HeaderMap};
-use crate::base::{Clock, Worker};
+use crate::base::{Clock, Live, Worker};
 use crate::budget::{Account, Budget, Grant};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -30,7 +30,7 @@ use socket::{Accepted, Listener, Protocol, Socket, Stream};
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
@@ -76,6 +76,8 @@ const NO_PLACE_ANSWER: &str = concat!(
     "Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: Retry-After\r\nConnection: close\r\n\r\n",
     r#"{"errcode":"M_LIMIT_EXCEEDED","error":"The server is busy, try again later","retry_after_ms":2000}"#
 );
+/// How often it is looked whether a listener has taken up a connection.
+const BEAT_PAUSE: Duration = Duration::from_millis(20);
 /// A listener has waited so often for memory when the log says so: 5 s.
 const PRESSES_QUIET: u32 = 20;
 
@@ -121,7 +123,9 @@ pub struct HttpServer {
     turned_away: TurnedAway,
     tools: Tools,
     sizes: Sizes,
-    trusted_proxies: Vec<IpAddr>,
+    trusted_proxies: Live<Vec<IpAddr>>,
+    /// The listeners on the network, and how often each has taken up a connection or looked for memory for one.
+    listening: parking_lot::Mutex<Vec<(SocketAddr, Arc<AtomicU64>)>>,
     /// The origin of a caller, from its address and ours; tests use loopback addresses as strangers.
     origin: fn(IpAddr, Option<IpAddr>, &[IpAddr]) -> Origin,
     phase: watch::Sender<Phase>,
@@ -159,7 +163,8 @@ impl HttpServer {
             answers: budget.account("response_bodies"),
             tools,
             sizes,
-            trusted_proxies,
+            trusted_proxies: Live::new(trusted_proxies),
+            listening: parking_lot::Mutex::default(),
             origin: Origin::of,
             phase: watch::Sender::new(Phase::Open),
             open: AtomicUsize::new(0),
@@ -171,7 +176,9 @@ impl HttpServer {
     /// Accepts on one socket until the door closes; run as a task.
     pub async fn serve(self: Arc<Self>, listener: Listener, router: Arc<Router>) {
         let mut phase = self.phase.subscribe();
-        let accepting = || self.accept_all(&listener, &router);
+        let beats = Arc::<AtomicU64>::default();
+        self.listening.lock().extend(listener.address().map(|address| (address, beats.clone())));
+        let accepting = || self.accept_all(&listener, &router, &beats);
         let worker = Worker::new("accepting connections", &self.clock);
         tokio::select! {
             _ = phase.wait_for(|phase| *phase != Phase::Open) => {}
@@ -179,10 +186,11 @@ impl HttpServer {
         }
     }
 
-    async fn accept_all(self: &Arc<Self>, listener: &Listener, router: &Arc<Router>) {
+    async fn accept_all(self: &Arc<Self>, listener: &Listener, router: &Arc<Router>, beats: &AtomicU64) {
         loop {
-            let permit = self.permit(listener).await;
+            let permit = self.permit(listener, beats).await;
             let accepted = listener.accept(&self.clock).await;
+            beats.fetch_add(1, SeqCst);
             self.spawn(accepted, listener, router, permit);
         }
     }
@@ -193,6 +201,29 @@ impl HttpServer {
         self.clock.timeout(grace, self.empty()).await;
         self.phase.send_replace(Phase::Cut);
         self.empty().await;
+    }
+
+    /// Believes other proxies from now on; connections under way stay whose they are.
+    pub fn set_trusted_proxies(&self, proxies: Vec<IpAddr>) {
+        self.trusted_proxies.set(proxies);
+    }
+
+    /// Whether every listener on the network takes up a connection within `patience`, or waits for memory for one. An
+    /// error is the address of one that does not.
+    pub async fn is_accepting(&self, patience: Duration) -> Result<(), SocketAddr> {
+        let listening = self.listening.lock().clone();
+        for (address, beats) in listening {
+            let before = beats.load(SeqCst);
+            let heard = async {
+                // Kept until it is taken up.
+                let _knock = tokio::net::TcpStream::connect(here(address)).await;
+                while beats.load(SeqCst) == before {
+                    self.clock.sleep(BEAT_PAUSE).await;
+                }
+            };
+            self.clock.timeout(patience, heard).await.ok_or(address)?;
+        }
+        Ok(())
     }
 
     /// Connections open now.
@@ -211,7 +242,7 @@ impl HttpServer {
     }
 
     /// Memory for one connection, however long it takes; meanwhile connections are told to go, one at a time.
-    async fn permit(&self, listener: &Listener) -> Grant {
+    async fn permit(&self, listener: &Listener, beats: &AtomicU64) -> Grant {
         let (account, places, bytes) = match (&listener.socket, &listener.tls) {
             (Socket::Unix(_), _) => (&self.admin, &self.admin_places, self.sizes.plain_bytes),
             (Socket::Tcp(_), None) => (&self.connections, &self.places, self.sizes.plain_bytes),
@@ -225,6 +256,7 @@ impl HttpServer {
                 return grant;
             }
             places.press(bytes);
+            beats.fetch_add(1, SeqCst);
             presses = presses.saturating_add(1);
             if presses > PRESSES_QUIET {
                 self.turned_away.note_waiting(self.connections_open());
@@ -241,7 +273,7 @@ impl HttpServer {
         let watch = PeerWatch::new(self.clock.clone());
         let (places, origin) = match &stream {
             Stream::Unix(_) => (&self.admin_places, Origin::Proxy),
-            Stream::Tcp(_) => (&self.places, (self.origin)(ip, here, &self.trusted_proxies)),
+            Stream::Tcp(_) => (&self.places, (self.origin)(ip, here, &self.trusted_proxies.get())),
         };
         let Some(place) = places.enter(ip, origin, permit.bytes(), &watch) else {
             self.turned_away.note(ip, self.connections_open());
@@ -485,8 +517,8 @@ impl HttpServer {
         // The path alone: a query may carry a token.
         let path =
             if tracing::enabled!(tracing::Level::DEBUG) { request.uri().path().to_owned() } else { String::new() };
-        let has_place =
-            peer.ip == from || self.places.lend(&watch, peer.ip, (self.origin)(peer.ip, None, &self.trusted_proxies));
+        let has_place = peer.ip == from
+            || self.places.lend(&watch, peer.ip, (self.origin)(peer.ip, None, &self.trusted_proxies.get()));
         let response = match has_place {
             true => router.dispatch(Request::new(request, peer, self.tools.clone(), watch.clone())).await,
             false => {
@@ -525,13 +557,23 @@ impl HttpServer {
 
     /// The caller: as a trusted proxy says it, or the other end itself.
     fn caller(&self, request: &hyper::Request<Incoming>, peer: Peer) -> Peer {
-        if !self.trusted_proxies.contains(&peer.ip.to_canonical()) {
+        if !self.trusted_proxies.get().contains(&peer.ip.to_canonical()) {
             return peer;
         }
         let proto = request.headers().get_all("x-forwarded-proto").into_iter().next_back();
         let tls = proto.map_or(peer.tls, |proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
         Peer { ip: forwarded_for(request.headers()).unwrap_or(peer.ip), tls }
     }
+}
+
+/// Where this machine reaches what listens on an address.
+fn here(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
 }
 
 /// The last address of the last `X-Forwarded-For` line: the caller may have written everything before it. A proxy that

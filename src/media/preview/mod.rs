@@ -12,7 +12,7 @@ mod text;
 
 use std::fs::{self, File};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, header};
@@ -25,7 +25,7 @@ use super::picture::Shape;
 use super::place::INCOMING;
 use super::thumbnail::{Small, Tried};
 use super::{About, Error, MEDIA_ID_CHARS, Media};
-use crate::base::{KeyedLock, blocking, unbroken};
+use crate::base::{KeyedLock, Live, blocking, unbroken};
 use crate::remote::web::{Plain, WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::store::tables::preview::{self, Preview};
 use crate::store::{UserNum, WriteError};
@@ -62,7 +62,7 @@ pub struct PreviewOptions {
 
 /// What previews are bounded by.
 pub(super) struct Previews {
-    options: OnceLock<PreviewOptions>,
+    options: Live<PreviewOptions>,
     turns: Semaphore,
     /// Who waits or is served, once for each page: at most [`WAITING_MAX`].
     waiting: Arc<Mutex<Vec<UserNum>>>,
@@ -89,7 +89,7 @@ impl Drop for Place {
 impl Previews {
     pub(super) fn new() -> Previews {
         Previews {
-            options: OnceLock::new(),
+            options: Live::new(PreviewOptions::default()),
             turns: Semaphore::new(AT_ONCE),
             waiting: Arc::default(),
             of_users: KeyedLock::default(),
@@ -137,13 +137,13 @@ pub enum Looked {
 }
 
 impl Media {
-    /// Sets how previews are made; once, before the first.
+    /// Sets how previews are made from now on.
     pub fn set_previews(&self, options: PreviewOptions) {
-        let _ = self.0.previews.options.set(options);
+        self.0.previews.options.set(options);
     }
 
     pub fn makes_previews(&self) -> bool {
-        self.0.previews.options.get().is_some_and(|options| options.enabled)
+        self.0.previews.options.get().enabled
     }
 
     /// A preview that was made before, or the error that came of it.
@@ -188,9 +188,10 @@ impl Media {
 
     /// The address, if it may be asked.
     fn allowed(&self, url: &str) -> Result<Url, NoPreview> {
-        let Some(options) = self.0.previews.options.get().filter(|options| options.enabled) else {
+        let options = self.0.previews.options.get();
+        if !options.enabled {
             return Err(NoPreview::Off);
-        };
+        }
         let bad = |why: &str| NoPreview::BadUrl(format!("This is no link that can be shown: {why}"));
         if url.len() > URL_BYTES_MAX {
             return Err(bad("it is too long"));
@@ -284,7 +285,7 @@ impl Media {
     }
 
     async fn ask(&self, url: &Url, accept: &'static str) -> Result<WebAnswer, NoPreview> {
-        let allow_private = self.0.previews.options.get().is_some_and(|options| options.allow_private);
+        let allow_private = self.0.previews.options.get().allow_private;
         let limits = WebLimits {
             time: Duration::from_secs(20),
             body_bytes_max: PICTURE_BYTES_MAX,

@@ -4,6 +4,8 @@
 //! written in this one transaction, the outbox included, so a power cut leaves the room before it or after it, never
 //! between. Bounded by the number of local members and of state keys the event changes, never by the room.
 
+use std::sync::atomic::Ordering::Relaxed;
+
 use ruma::UserId;
 
 use super::state;
@@ -108,6 +110,8 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     }
     let mut wake = Vec::new();
     if new.is_new() {
+        let count = if new.outbound { &here.counts.sent } else { &here.counts.received };
+        count.fetch_add(1, Relaxed);
         follow(w, &mut room, &new, num, is_followed)?;
         wake = change_state(w, here, &mut room, &new, num, &row, at)?;
         add_local_joined(w, new.room, &mut wake)?;

@@ -1,6 +1,7 @@
 //! The input of an append: an event, its place, and its outcome.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use ruma::OwnedServerName;
 
@@ -21,6 +22,15 @@ pub struct Here {
     pub rules: Arc<rules_cache::Rules>,
     /// Whoever leaves a room forgets it too.
     pub forgets: bool,
+    pub counts: Arc<Counts>,
+}
+
+/// Events that entered rooms since the start.
+#[derive(Default)]
+pub struct Counts {
+    /// Of people here.
+    pub sent: AtomicU64,
+    pub received: AtomicU64,
 }
 
 impl Here {

@@ -1,0 +1,109 @@
+//! Reading the settings again, while the server runs: by SIGHUP, `snug reload` and the page.
+//!
+//! A setting that is marked so in `config` is in force at once; the others are named, and wait for the next start. A file
+//! with a mistake changes nothing. Certificates are read again too.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::{admin_settings, calls, log, notice_options};
+use crate::admin::{Admin, Reload, Reloaded};
+use crate::base::blocking;
+use crate::client::Client;
+use crate::config::{Config, Previews};
+use crate::federation::Federation;
+use crate::http::HttpServer;
+use crate::http::tls::Certificate;
+use crate::media::{Media, PreviewOptions};
+use crate::web::Folders;
+
+/// The parts whose settings may change.
+pub struct Reloader {
+    /// The settings in force.
+    pub config: Mutex<Config>,
+    pub client: Arc<Client>,
+    pub federation: Option<Arc<Federation>>,
+    pub admin: Arc<Admin>,
+    pub media: Media,
+    pub door: Arc<HttpServer>,
+    pub folders: Folders,
+    pub certificates: Vec<Arc<Certificate>>,
+    /// One reading at a time.
+    pub turn: tokio::sync::Mutex<()>,
+}
+
+impl Reload for Reloader {
+    fn reload(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send + '_>> {
+        Box::pin(async {
+            let _turn = self.turn.lock().await;
+            let (before, certificates) = (self.config.lock().clone(), self.certificates.clone());
+            let overrides = before.overrides.clone();
+            let newer = blocking(move || {
+                let newer = Config::load(&overrides).map_err(|error| error.to_string())?;
+                // What cannot be used is logged, and the one before stays in use.
+                certificates.iter().for_each(|certificate| drop(certificate.reread()));
+                Ok::<_, String>(newer)
+            });
+            let newer = newer.await.inspect_err(|wrong| tracing::error!("the settings stay as they are: {wrong}"))?;
+            let (changed, restart) = before.changed(&newer);
+            self.apply(&newer);
+            *self.config.lock() = Config { written: in_force(&before, &newer, &restart), ..newer };
+            say(&changed, &restart);
+            Ok(Reloaded { changed, restart })
+        })
+    }
+}
+
+impl Reloader {
+    /// Puts the settings in force that can be.
+    fn apply(&self, config: &Config) {
+        let client = &self.client;
+        log::set_filter(&config.log);
+        client.rooms.set_admission(config.rooms.admission);
+        client.rooms.set_forgets_left_rooms(config.rooms.forget_left);
+        client.rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
+        client.users.set_presence_mode(config.apps.presence);
+        client.users.set_calls(config.apps.calls.clone());
+        if config.apps.calls.livekit.is_some() {
+            client.rooms.watch_calls(Arc::new(calls::AtLiveKit(client.users.clone())));
+        }
+        client.notices.set_options(notice_options(config));
+        client.settings.set(config.apps.clone());
+        let Previews { enabled, deny, allow_private } = config.previews.clone();
+        self.media.set_previews(PreviewOptions { enabled, deny, allow_private });
+        if let Some(federation) = &self.federation {
+            federation.well_known_server.set(config.federation.name.clone());
+        }
+        self.admin.settings.set(admin_settings(config));
+        self.door.set_trusted_proxies(config.trusted_proxies.clone());
+        self.folders.set(config.web.clone());
+    }
+}
+
+/// What was written of the settings in force: what waits for a restart is as it was at the start, so that it is named
+/// again by the next reading.
+fn in_force(
+    before: &Config,
+    newer: &Config,
+    restart: &[&'static str],
+) -> std::collections::BTreeMap<&'static str, String> {
+    let mut written = newer.written.clone();
+    for name in restart {
+        match before.written.get(name) {
+            Some(text) => written.insert(name, text.clone()),
+            None => written.remove(name),
+        };
+    }
+    written
+}
+
+fn say(changed: &[&str], restart: &[&str]) {
+    match changed {
+        [] => tracing::info!("the settings were read again; none has changed that needs no restart"),
+        changed => tracing::info!("the settings were read again: {} changed", changed.join(", ")),
+    }
+    if !restart.is_empty() {
+        tracing::warn!("these settings are in force with the next start only: {}", restart.join(", "));
+    }
+}
