@@ -18,6 +18,9 @@ pub struct Addresses {
     pub urls: Vec<String>,
 }
 
+/// The path of the page where somebody chooses a password, without the code that follows.
+pub const PASSWORD_PATH: &str = "/_snug/password/";
+
 /// The line of the config file that lets the machines of the network in.
 pub fn listen_line(port: u16) -> String {
     format!("listen = [\"[::]:{port}\"]")

@@ -6,7 +6,7 @@ use ruma::{OwnedUserId, UserId};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Admin, PAGE_ROWS, error::Error, page, pages::PASSWORD_PATH};
+use super::{Admin, PAGE_ROWS, addresses::PASSWORD_PATH, error::Error, page};
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::user::{Account, New, Standing};

@@ -68,6 +68,7 @@ impl Response {
         Self::bytes(StatusCode::OK, "text/html; charset=utf-8", page)
             .header("content-security-policy", &policy)
             .header("x-content-type-options", "nosniff")
+            .header("x-frame-options", "DENY")
             .header("referrer-policy", "no-referrer")
             .header("cache-control", "no-store")
     }

@@ -272,7 +272,7 @@ pub const TABLE: &[Endpoint] = &[
     get(BARE, "/_snug/people/").of(Anybody).asks("find=text&after=user_id&done=text"),
     get(BARE, "/_snug/people/add").of(Anybody),
     post(BARE, "/_snug/people/add", Bytes).of(Anybody),
-    get(BARE, "/_snug/people/of/{user}").of(Anybody),
+    get(BARE, "/_snug/people/of/{user}").of(Anybody).asks("from=number"),
     post(BARE, "/_snug/people/of/{user}", Bytes).of(Anybody),
     get(BARE, "/_snug/people/of/{user}/close").of(Anybody),
     post(BARE, "/_snug/people/of/{user}/close", Bytes).of(Anybody),

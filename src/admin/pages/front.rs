@@ -24,7 +24,7 @@ people who have an account here.</p>{}{}{here}{}",
         if has_accounts { "" } else { NO_ACCOUNT },
         log_in_steps(&address, None),
         if has_accounts { accounts(admin) } else { String::new() }
-    );
+    ) + &looked_after(admin);
     Ok(page(&format!("{server} runs Snug"), server, &body))
 }
 
@@ -41,6 +41,12 @@ fn accounts(admin: &Admin) -> String {
         }
     };
     format!("<h2>No account yet?</h2><p class=\"lead\">{how}</p>")
+}
+
+/// Where administrators sign in.
+fn looked_after(admin: &Admin) -> String {
+    let Some(path) = &admin.page.path else { return String::new() };
+    format!("<p class=\"hint\">Administrators <a href=\"{path}\">look after this server</a> with a browser.</p>")
 }
 
 fn only_here(admin: &Admin) -> String {

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use askama::Template;
 
-use super::frame::{Frame, Visit, sentence};
-use super::live::Pieces;
+use super::frame::{Frame, Pieces, Visit, sentence};
 use super::share::Share;
 use super::{address_for_apps, days, is_only_here, qr};
 use crate::admin::findings::{self, Severity};

@@ -6,14 +6,11 @@ use askama::Template;
 
 use super::frame::{Visit, sentence};
 use super::{address_for_apps, is_only_here, log_in_steps, or_trouble, qr};
-use crate::admin::{Admin, error::Error};
+use crate::admin::{Admin, addresses::PASSWORD_PATH, error::Error};
 use crate::base::timestamp;
 use crate::http::page::{field, page};
 use crate::http::{ErrorResponse, Rate, Request, Response, StatusCode};
 use crate::user::{self, PASSWORD_CHARS_MIN, PasswordLink, check_new_password};
-
-/// The path of the page, without the code that follows.
-pub const PASSWORD_PATH: &str = "/_snug/password/";
 
 /// Two passwords, percent-encoded.
 const FORM_BYTES_MAX: u64 = 4096;

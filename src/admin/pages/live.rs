@@ -1,14 +1,15 @@
 //! Pages that change by themselves: server-sent events, with pieces of HTML by the ids of their elements.
 //!
 //! Only a page that somebody looks at asks for them, and only what differs from what was sent before is sent. At most
-//! [`WATCHING_MAX`] look at once; each holds a connection and, for a moment every two seconds, a page's memory.
+//! [`WATCHING_MAX`] look at once; each holds a connection and, for a moment every two seconds, [`PIECES_BYTES`] of the account
+//! `admin`.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::frame::{PAGE_BYTES, Visit};
+use super::frame::{PAGE_BYTES, Pieces, Visit};
 use super::home;
 use crate::admin::{Admin, error::Error};
 use crate::http::{Body, ErrorResponse, Response, StatusCode, channel};
@@ -18,11 +19,10 @@ const WATCHING_MAX: usize = 4;
 const EVERY: Duration = Duration::from_secs(2);
 /// After this long the browser asks again, which also shows that it is still signed in.
 const LIFE: Duration = Duration::from_secs(10 * 60);
+/// Memory for the pieces of a page, and their event: 27 accounts are 12 KiB.
+const PIECES_BYTES: u64 = 32 * 1024;
 /// Something is sent at least this often, so that a browser that went away is noticed.
 const QUIET_ROUNDS_MAX: u32 = 10;
-
-/// Pieces of a page by the ids of their elements.
-pub type Pieces = BTreeMap<&'static str, String>;
 
 /// The pieces of a page that change by themselves; none for a name that no page has.
 async fn pieces(admin: &Arc<Admin>, part: &str) -> Result<Option<Pieces>, Error> {
@@ -76,7 +76,12 @@ pub async fn events(visit: Visit) -> Result<Response, Error> {
 
 /// The event with what has changed, when there is something and memory for it.
 async fn next(admin: &Arc<Admin>, part: &str, before: &mut BTreeMap<&'static str, u64>) -> Option<String> {
-    let _grant = admin.budget.account("admin").try_take(PAGE_BYTES as u64).ok()?;
+    let account = admin.budget.account("admin");
+    // What nobody asked for takes no memory from a page that somebody asks for, and is no refusal.
+    if account.used() + PIECES_BYTES + PAGE_BYTES as u64 > account.limit() {
+        return None;
+    }
+    let _grant = account.try_take(PIECES_BYTES).ok()?;
     let mut pieces = pieces(admin, part).await.ok()??;
     pieces.retain(|id, html| {
         let mut hasher = DefaultHasher::new();

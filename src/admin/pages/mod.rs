@@ -19,7 +19,7 @@ mod sign_in;
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Admin, error::Error};
+use super::{Admin, addresses::PASSWORD_PATH, error::Error};
 use crate::http::page::{escaped, trouble};
 use crate::http::{Request, Response, Router};
 use crate::matrix::id;
@@ -28,7 +28,6 @@ use frame::Pages;
 
 pub use first_account::FIRST_PATH;
 pub use frame::Desk;
-pub use link::PASSWORD_PATH;
 
 /// The routes of all pages.
 pub fn routes(router: &mut Router, admin: &std::sync::Arc<Admin>) {

@@ -136,12 +136,12 @@ mod tests {
         let users = &town.users;
         let token = users.open_page(&anna).await.unwrap();
         assert_eq!(users.page_visitor("else").await.unwrap(), None);
-        for _ in 0..13 {
+        for _ in 0..14 {
             assert_eq!(users.page_visitor(&token).await.unwrap(), Some(anna.clone()));
             town.clock.advance(Duration::from_millis(IDLE_MS - 1));
         }
         assert_eq!(users.page_visitor(&token).await.unwrap(), Some(anna.clone()));
-        town.clock.advance(Duration::from_millis(IDLE_MS - 1));
+        town.clock.advance(Duration::from_millis(14));
         assert_eq!(users.page_visitor(&token).await.unwrap(), None, "a week is over");
         let idle = users.open_page(&anna).await.unwrap();
         town.clock.advance(Duration::from_millis(IDLE_MS));

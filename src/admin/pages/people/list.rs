@@ -5,7 +5,8 @@ use ruma::OwnedUserId;
 
 use super::{Badge, ago, badges, encoded, letter, path};
 use crate::admin::error::Error;
-use crate::admin::pages::frame::{Frame, LIST_ROWS, Visit};
+use crate::admin::pages::frame::{Frame, LIST_ROWS, NAME_CHARS_MAX, Visit};
+use crate::base::bounded;
 use crate::http::Response;
 use crate::user::{Person, Standing};
 
@@ -39,7 +40,7 @@ impl Row {
         let account = &person.account;
         let user_id = account.user_id.to_string();
         let name = person.display_name.filter(|name| !name.trim().is_empty());
-        let name = name.unwrap_or_else(|| account.user_id.localpart().to_owned());
+        let name = bounded(name.as_deref().unwrap_or(account.user_id.localpart()), NAME_CHARS_MAX);
         let seen = match (account.standing, person.seen_ms) {
             (Standing::Deactivated, _) => String::new(),
             (_, Some(seen_ms)) => format!("seen {}", ago(seen_ms, now_ms)),

@@ -7,17 +7,17 @@ use serde_json::Value;
 use super::add::Made;
 use super::{Badge, ago, badges, letter, moment, path};
 use crate::admin::error::Error;
-use crate::admin::pages::frame::{Form, Frame, Visit};
+use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Visit};
 use crate::admin::pages::link::Shown;
 use crate::admin::pages::share::Share;
 use crate::admin::users::{deactivated, user_called};
-use crate::base::date;
+use crate::base::{bounded, date};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
 use crate::user::{Person, Standing};
 
-/// Devices on the page, the last seen first; a user has a hundred at most.
-const DEVICES_SHOWN: usize = 40;
+/// Devices on one page, the last seen first; a user has a hundred at most. The ids of twenty may be 25 KiB in HTML.
+const DEVICES_SHOWN: usize = 20;
 
 #[derive(Template)]
 #[template(path = "person.html")]
@@ -41,7 +41,9 @@ struct Page {
     files_max: String,
     link_until: Option<String>,
     devices: Vec<Device>,
-    more_devices: usize,
+    /// Where the devices of the next page begin.
+    next_devices: Option<usize>,
+    is_first: bool,
 }
 
 struct Device {
@@ -58,7 +60,7 @@ async fn named(visit: &Visit) -> Result<(OwnedUserId, Person), Error> {
     Ok((user_id, person))
 }
 
-/// `GET people/of/{user}`
+/// `GET people/of/{user}?from=20`: the account, and its devices from the twentieth on.
 pub async fn show(visit: Visit) -> Result<Response, Error> {
     let (user_id, person) = named(&visit).await?;
     let (users, now_ms) = (&visit.admin.users, visit.admin.clock.now_ms());
@@ -66,7 +68,9 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
     devices.sort_by_key(|device| std::cmp::Reverse(device["last_seen_ts"].as_u64()));
     let account = &person.account;
     let files_max = visit.admin.media.account_bytes_max();
-    let name = person.display_name.clone().unwrap_or_else(|| user_id.localpart().to_owned());
+    let name = bounded(person.display_name.as_deref().unwrap_or(user_id.localpart()), NAME_CHARS_MAX);
+    let from = visit.request.query_as::<usize>("from")?.unwrap_or(0);
+    let until = from.saturating_add(DEVICES_SHOWN);
     let page = Page {
         frame: visit.frame("people", user_id.localpart()),
         path: path(&user_id),
@@ -84,8 +88,9 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         files: Share::new(person.uploaded_bytes, files_max),
         files_max: human(files_max),
         link_until: person.link_until_ms.map(moment),
-        more_devices: devices.len().saturating_sub(DEVICES_SHOWN),
-        devices: devices.iter().take(DEVICES_SHOWN).map(|device| shown(device, now_ms)).collect(),
+        next_devices: (until < devices.len()).then_some(until),
+        is_first: from == 0,
+        devices: devices.iter().skip(from).take(DEVICES_SHOWN).map(|device| shown(device, now_ms)).collect(),
         user_id: user_id.to_string(),
     };
     visit.page(&page).await
@@ -95,7 +100,7 @@ fn shown(device: &Value, now_ms: u64) -> Device {
     let text = |field: &str| device[field].as_str().unwrap_or_default().to_owned();
     let (id, name) = (text("device_id"), text("display_name"));
     Device {
-        name: if name.is_empty() { id.clone() } else { name },
+        name: bounded(if name.is_empty() { &id } else { &name }, NAME_CHARS_MAX),
         seen: ago(device["last_seen_ts"].as_u64().unwrap_or(0), now_ms),
         address: text("last_seen_ip"),
         id,
