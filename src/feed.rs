@@ -11,7 +11,7 @@
 //! reading what has not changed. When it does not know, it says so.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
@@ -35,6 +35,8 @@ struct Inner {
     clock: Clock,
     slots: Mutex<Slots>,
     outbound: watch::Sender<u64>,
+    /// Told of wake-ups for what is not stored.
+    passing: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -60,7 +62,12 @@ struct Noted {
 impl Feed {
     /// Follows the commits of `store` from now on; blocks for the reading of one row.
     pub fn new(clock: Clock, store: &Store) -> store::Result<Self> {
-        let inner = Arc::new(Inner { clock, slots: Mutex::default(), outbound: watch::Sender::new(0) });
+        let inner = Arc::new(Inner {
+            clock,
+            slots: Mutex::default(),
+            outbound: watch::Sender::new(0),
+            passing: OnceLock::new(),
+        });
         store.follow(inner.clone());
         inner.committed(&[], store.read()?.position()?);
         Ok(Self { inner })
@@ -68,7 +75,16 @@ impl Feed {
 
     /// Wakes users' waiters for something that is not stored, such as typing.
     pub fn wake(&self, users: &[UserNum]) {
+        if let Some(passing) = self.inner.passing.get() {
+            passing();
+        }
         self.slots().wake(users);
+    }
+
+    /// From now on `told` is called at each [`Feed::wake`]: who follows commits learns nothing of typing and presence. It does not
+    /// wait. Only the first call of this counts.
+    pub fn on_wake(&self, told: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.inner.passing.set(told);
     }
 
     /// Begins to listen for a user. Register before reading what is there.

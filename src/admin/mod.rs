@@ -18,6 +18,7 @@ mod pages;
 mod reload;
 mod reports;
 mod rooms;
+mod services;
 mod users;
 mod workers;
 
@@ -29,6 +30,7 @@ use serde::Serialize;
 use crate::base::{Clock, Live, Random, Workers};
 use crate::budget::Budget;
 use crate::deliver::Sender;
+use crate::deliver::services::ServiceSender;
 use crate::flow::Notices;
 use crate::http::{ErrorResponse, Response, Router, StatusCode, Tally};
 use crate::media::Media;
@@ -42,6 +44,7 @@ pub use metrics::{Gauges, HEALTH_PATH, METRICS_PATH, MetricsOptions};
 pub use openmetrics::Text as MetricsText;
 pub use pages::{Desk, FIRST_PATH};
 pub use reload::{Reload, Reloaded};
+pub use services::{Registered, Registrations, Reloading};
 
 /// Rows of one answer. The command line asks for the following pages.
 const PAGE_ROWS: usize = 100;
@@ -67,6 +70,8 @@ pub struct Admin {
     pub notices: Notices,
     pub sender: Sender,
     pub remote: Remote,
+    pub told: ServiceSender,
+    pub registrations: Arc<dyn Registrations>,
     pub budget: Budget,
     pub clock: Clock,
     pub random: Random,
@@ -110,6 +115,8 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/media", media::usage)
         .post("/media/remove-remote", media::remove_remote)
         .post("/media/{server}/{media_id}/remove", media::remove)
+        .get("/appservices", services::list)
+        .post("/appservices/reload", services::reload)
         .get("/budget", budget::table)
         .get("/workers", workers::list)
         .get("/findings", findings::list)

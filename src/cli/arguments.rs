@@ -94,6 +94,9 @@ The text is read from standard input when it is -.")]
         #[arg(required = true, num_args = 1..=2, value_names = ["USER", "TEXT"])]
         words: Vec<String>,
     },
+    /// Bridges and other application services: add, list, remove, token
+    #[command(subcommand)]
+    Appservice(ServiceCommand),
     /// The memory budget as a table; of a running server also what is in use, and the most that was
     #[command(after_help = "Examples:
   snug budget                      of the running server, or the one it would have
@@ -214,6 +217,30 @@ It may still leave rooms, take back what it said, and log out.")]
         #[arg(long)]
         force: bool,
     },
+}
+
+#[derive(Subcommand)]
+pub enum ServiceCommand {
+    /// Register one by its file, of which the server takes a copy into its data folder; a running server knows it at once
+    #[command(after_help = "Examples:
+  snug appservice add heisenbridge.yaml
+  sudo -u snug snug appservice add - < /opt/bridge/registration.yaml   a file that only another user may read
+A file that the bridge itself changes is better named in the config: appservices = [\"/opt/bridge/registration.yaml\"]")]
+    Add {
+        /// The registration that the bridge has made; - is standard input
+        file: PathBuf,
+    },
+    /// What is registered, by which file, and what fails
+    List,
+    /// Forget one that `add` has registered; its users and rooms stay
+    #[command(after_help = "Example:
+  snug appservice remove heisenbridge")]
+    Remove {
+        /// As `snug appservice list` shows it
+        id: String,
+    },
+    /// Make up two tokens for a registration that you write yourself
+    Token,
 }
 
 #[derive(Subcommand)]

@@ -9,6 +9,7 @@ mod media;
 mod notices;
 mod reports;
 mod rooms;
+mod services;
 mod users;
 mod workers;
 
@@ -56,6 +57,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Reports { command } => reports_command(&overrides, command),
         Command::Media { command } => media::media(&overrides, command),
         Command::Notice { all, words } => notices::notice(&overrides, all, words),
+        Command::Appservice(command) => services::run(&overrides, command),
         Command::Budget => budget(&overrides),
         Command::Workers => workers::workers(&overrides),
         Command::Reload => reload(&overrides),

@@ -1,5 +1,8 @@
 //! Authentication of requests: access tokens and user-interactive authentication.
 
+use std::sync::Arc;
+
+use ruma::OwnedUserId;
 use serde_json::Value;
 
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
@@ -8,6 +11,7 @@ use crate::user::{self, Progress, Stage, UiaRequest};
 pub use crate::user::Requester;
 
 use super::{Client, Error, guests, rates, terms};
+use crate::user::Service;
 
 /// The user and device of the access token. 401 `M_MISSING_TOKEN` without a token, `M_UNKNOWN_TOKEN` for one that is
 /// not valid, `M_USER_LOCKED` for one of a locked account.
@@ -40,9 +44,54 @@ async fn anybody(client: &Client, request: &Request) -> Result<Requester, ErrorR
     let Some(token) = request.access_token() else {
         return Err(ErrorResponse::unauthorized("M_MISSING_TOKEN", "The request needs an access token"));
     };
+    if let Some(service) = client.users.services().by_token(&token) {
+        return asserted(client, request, &service).await;
+    }
     let requester = client.users.requester(&token, request.peer().ip).await.map_err(Error::from)?;
     request.note_guest(requester.user_id.as_str());
     Ok(requester)
+}
+
+/// The user whom an application service says to be ("Identity assertion"), and the device.
+async fn asserted(client: &Client, request: &Request, service: &Service) -> Result<Requester, ErrorResponse> {
+    let user_id = request.query_as::<OwnedUserId>("user_id")?;
+    let device_id = request.query("device_id").or_else(|| request.query("org.matrix.msc3202.device_id"));
+    let requester = client.users.masquerade(service, user_id, device_id, request.peer().ip).await;
+    let requester = requester.map_err(Error::from)?;
+    request.note_guest(service.sender.as_str());
+    if !service.rate_limited || requester.user_id == service.sender {
+        request.lift_limits();
+    }
+    Ok(requester)
+}
+
+/// The application service whose token the request has: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` for any other.
+pub fn service(client: &Client, request: &Request) -> Result<Arc<Service>, ErrorResponse> {
+    let Some(token) = request.access_token() else {
+        return Err(ErrorResponse::unauthorized(
+            "M_MISSING_TOKEN",
+            "The request needs the token of an application service",
+        ));
+    };
+    let service = client.users.services().by_token(&token).ok_or_else(|| unknown_token(false))?;
+    if !service.rate_limited {
+        request.lift_limits();
+    }
+    Ok(service)
+}
+
+/// The time that an application service wants an event to say it was sent at, in the query; 400 `M_INVALID_PARAM` when it is
+/// no time. Ignored of everybody else.
+pub fn massaged_time(requester: &Requester, request: &Request) -> Result<Option<u64>, ErrorResponse> {
+    /// Integers in canonical JSON end there.
+    const MOST: u64 = (1 << 53) - 1;
+    if requester.service.is_none() {
+        return Ok(None);
+    }
+    match request.query_as::<u64>("ts")? {
+        Some(ts) if ts > MOST => Err(ErrorResponse::invalid_param("ts is no time in milliseconds")),
+        ts => Ok(ts),
+    }
 }
 
 /// The requester of an endpoint that has the user in its path. 403 `M_FORBIDDEN` when the path names another user.
@@ -65,6 +114,14 @@ pub async fn authenticate(
     demand: UiaRequest<'_>,
     auth: Option<&Value>,
 ) -> Result<Option<Response>, Error> {
+    // Its registration is proof enough (MSC4190), but for what a person alone may do.
+    const PERSONAL: [&str; 2] = ["password", "get_token"];
+    if requester.is_some_and(|requester| requester.service.is_some()) {
+        return match PERSONAL.contains(&demand.operation) {
+            true => Err(ErrorResponse::forbidden("An application service cannot do this").into()),
+            false => Ok(None),
+        };
+    }
     let is_password = auth.is_some_and(|auth| auth.get("password").is_some());
     let counted = match requester.filter(|_| is_password) {
         // Counted per session: wrong passwords at the login must not keep a user from ending a stolen session.

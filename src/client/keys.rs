@@ -18,10 +18,13 @@ use crate::user::{Claims, CrossKeys, CrossUpload, KeyUpload, Stage, UiaRequest, 
 
 /// POST /_matrix/client/v3/keys/upload
 ///
-/// 400 `M_BAD_JSON` when a key lacks a required member, `signatures` included; 400 `M_INVALID_PARAM` when the device keys
+/// 400 `M_MISSING_PARAM` for an application service that names no device; 400 `M_BAD_JSON` when a key lacks a required member, `signatures` included; 400 `M_INVALID_PARAM` when the device keys
 /// are not those of this device, when a one-time key has a bad name, or when its id exists with another value; 413 `M_TOO_LARGE` for more keys or bytes than a device may have.
 pub async fn upload(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
+    if requester.device_id.is_empty() {
+        return Err(ErrorResponse::missing_param("device_id").into());
+    }
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let body: KeyUpload = request.json_or_empty().await?;
     let counts = client.users.upload_keys(&requester, body).await?;

@@ -19,6 +19,7 @@ use crate::user::Users;
 
 mod admin;
 mod server;
+mod service;
 mod account;
 mod auth;
 mod error;

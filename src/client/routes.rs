@@ -8,7 +8,7 @@ use super::room::{
 };
 use super::{
     Client, admin, calls, dehydrated_device, keys, media, presence, preview, report, room_keys, search, server,
-    synapse, sync, terms, third_party, to_device,
+    service, synapse, sync, terms, third_party, to_device,
 };
 use crate::http::{Method, Router};
 
@@ -73,10 +73,13 @@ fn abouts(router: &mut Router, client: &Arc<Client>) {
         .get("/_snug/terms/{policy}/{language}", terms::text)
         .under(&R0_V3, Method::GET, "/thirdparty/protocols", third_party::protocols)
         .under(&R0_V3, Method::GET, "/thirdparty/protocol/{protocol}", third_party::protocol)
-        .under(&R0_V3, Method::GET, "/thirdparty/location", third_party::found)
-        .under(&R0_V3, Method::GET, "/thirdparty/location/{protocol}", third_party::found)
-        .under(&R0_V3, Method::GET, "/thirdparty/user", third_party::found)
-        .under(&R0_V3, Method::GET, "/thirdparty/user/{protocol}", third_party::found)
+        .under(&R0_V3, Method::GET, "/thirdparty/location", third_party::locations)
+        .under(&R0_V3, Method::GET, "/thirdparty/location/{protocol}", third_party::locations)
+        .under(&R0_V3, Method::GET, "/thirdparty/user", third_party::users)
+        .under(&R0_V3, Method::GET, "/thirdparty/user/{protocol}", third_party::users)
+        .post("/_matrix/client/v1/appservice/{service_id}/ping", service::ping)
+        .post("/_matrix/client/unstable/fi.mau.msc2659/appservice/{service_id}/ping", service::ping)
+        .under(&R0_V3, Method::PUT, "/directory/list/appservice/{network_id}/{room_id}", service::list_room)
         .under(&R0_V3, Method::GET, "/capabilities", server::capabilities)
         .get("/_matrix/client/unstable/org.matrix.msc1763/retention/configuration", server::retention)
         .under(&R0_V3, Method::GET, "/voip/turnServer", calls::turn_server)

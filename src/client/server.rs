@@ -20,6 +20,8 @@ const VERSIONS: &[&str] = &[
 pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let features = json!({
         "com.beeper.msc4169": true,
+        "fi.mau.msc2659.stable": true,
+        "io.element.msc4190": true,
         "com.beeper.msc4446": true,
         "computer.gingershaped.msc4466": true,
         "org.matrix.e2e_cross_signing": true,

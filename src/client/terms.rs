@@ -126,7 +126,9 @@ pub fn base(client: &Client, request: &Request) -> String {
 pub async fn check_agreed(client: &Client, request: &Request, requester: &Requester) -> Result<(), Error> {
     let options = client.options();
     let terms = &options.terms;
-    if !terms.required_to_send || terms.is_empty() || requester.agreed == terms.digest() {
+    // A service's users are no people; who runs it has agreed with the operator.
+    let is_asked = terms.required_to_send && !terms.is_empty() && requester.service.is_none();
+    if !is_asked || requester.agreed == terms.digest() {
         return Ok(());
     }
     let mark = client.users.terms_mark(&requester.user_id).await?;

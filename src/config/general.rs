@@ -237,4 +237,15 @@ pub const SETTINGS: &[Setting] = &[
         },
     )
     .live(),
+    setting(
+        "appservices",
+        "[]",
+        "Registration files of application services (bridges, and bots that are one), or folders of such files (*.yaml, *.yml): \
+         [\"/etc/snug/heisenbridge.yaml\"]. A changed file is noticed within a minute, or at once with SIGHUP. `snug appservice add \
+         FILE` needs no setting: it takes a copy into the data folder.",
+        |config, given| {
+            let folder = given.folder;
+            Ok(config.appservices = given.texts()?.into_iter().map(|path| folder.join(path)).collect())
+        },
+    ),
 ];

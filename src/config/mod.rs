@@ -115,6 +115,8 @@ pub struct Config {
     pub search: SearchOptions,
     pub push: Push,
     pub notices: Notices,
+    /// Files of application services, and folders of such.
+    pub appservices: Vec<PathBuf>,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
     /// What the file says, as it is written there, by the name of the setting.
@@ -341,6 +343,7 @@ impl Default for Config {
             search: SearchOptions::default(),
             push: Push::default(),
             notices: Notices::default(),
+            appservices: Vec::new(),
             secret_files: Vec::new(),
             written: BTreeMap::new(),
             overrides: Overrides::default(),

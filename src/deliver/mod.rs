@@ -6,11 +6,13 @@
 //! One worker shape: take the rows due for one destination, try, and report. The dispatcher keeps the destinations that
 //! lag and chooses the next. `federation/` is the one for servers: `destinations.rs` keeps the lagging servers and
 //! their positions, `transaction.rs` makes a transaction from the log. `followers.rs` is the way in for readers that
-//! are no servers. `push/` is the worker for push gateways, which need no log: the unread counts are what waits for them.
+//! are no servers. `services/` tells application services, and `push/` is the worker for push gateways, which need no log: rooms and
+//! unread counts are what waits for them.
 
 mod federation;
 pub mod followers;
 pub mod push;
+pub mod services;
 #[cfg(test)]
 mod tests;
 

@@ -59,6 +59,9 @@ pub async fn search_public_rooms(federation: Arc<Federation>, mut request: Reque
         limit: Option<usize>,
         since: Option<String>,
         filter: Option<Filter>,
+        #[serde(default)]
+        include_all_networks: bool,
+        third_party_instance_id: Option<String>,
     }
     let (_, asked) = auth::origin_and_json::<Asked>(&federation, &mut request).await?;
     let filter = asked.filter.unwrap_or_default();
@@ -67,6 +70,8 @@ pub async fn search_public_rooms(federation: Arc<Federation>, mut request: Reque
         since: asked.since,
         search: filter.generic_search_term,
         room_types: filter.room_types,
+        network: asked.third_party_instance_id,
+        all_networks: asked.include_all_networks,
     };
     page(&federation, query).await
 }

@@ -153,7 +153,8 @@ impl Notices {
         self.bring(user, user_id, from, &room_id).await?;
         let content = to_raw_value(&content).map_err(user::Error::from)?;
         let kind = "m.room.message".to_owned();
-        let sending = Sending { kind, state_key: None, content, redacts: None, sticky_ms: None, txn: None, paid: None };
+        let sending =
+            Sending { kind, state_key: None, content, redacts: None, sticky_ms: None, ts: None, txn: None, paid: None };
         Ok(inner.rooms.send(from, &room_id, sending).await?)
     }
 

@@ -26,6 +26,7 @@ mod examine;
 pub(crate) mod tests;
 mod dns;
 mod lookup;
+pub mod service;
 pub mod unified_push;
 pub mod web;
 mod well_known;
@@ -107,6 +108,7 @@ struct Inner {
     resolver: resolve::Resolver,
     dialer: connect::Dialer,
     web: web::Web,
+    services: service::Services,
     /// Of one probe of the Internet.
     probing: Arc<Semaphore>,
     pool: connect::Pool,
@@ -160,6 +162,7 @@ impl Remote {
         let backoff = Backoff::new(store.clone(), clock.clone(), random, due.clone(), circle.clone());
         Remote(Arc::new(Inner {
             pool: connect::Pool::new(account.clone(), options.limits, clock.clone()),
+            services: service::Services::new(web.clone(), clock.clone()),
             web: web.during_outages_of(backoff.clone()),
             dialer,
             probing: Arc::new(Semaphore::new(1)),
@@ -209,6 +212,11 @@ impl Remote {
     /// Requests to any URL.
     pub fn web(&self) -> &web::Web {
         &self.0.web
+    }
+
+    /// Application services.
+    pub fn app_services(&self) -> &service::Services {
+        &self.0.services
     }
 
     /// Whether this server talks to other servers at all.

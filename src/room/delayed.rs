@@ -340,6 +340,7 @@ impl Rooms {
             content,
             redacts,
             sticky_ms: event.sticky_ms,
+            ts: None,
             // No device has an empty id.
             txn: Some((String::new(), id.to_owned())),
             paid: None,

@@ -259,7 +259,7 @@ impl Rooms {
         }
         match &sending.state_key {
             Some(target) if sending.kind == "m.room.member" => {
-                membership::send_member(self, sender, room_id, target, content).await
+                membership::send_member(self, sender, room_id, target, content, sending.ts).await
             }
             _ => send::send(self, sender, room_id, sending, content).await,
         }

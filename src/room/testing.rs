@@ -214,6 +214,7 @@ pub(crate) fn sending(kind: &str, state_key: Option<&str>, content: Value) -> Se
         content: RawValue::from_string(content.to_string()).unwrap(),
         redacts: None,
         sticky_ms: None,
+        ts: None,
         txn: None,
         paid: None,
     }

@@ -17,6 +17,7 @@ pub mod ports;
 mod push;
 mod reload;
 mod systemd;
+pub mod services;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::client::{self, Client};
 use crate::config::{self, Config, Previews};
 use crate::deliver::push::Pushes;
+use crate::deliver::services::ServiceSender;
 use crate::deliver::{Sender, SenderOptions};
 use crate::federation::gateway::{self, Gateway};
 use crate::federation::{self, Federation};
@@ -75,7 +77,8 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))
 }
 
-/// Runs the server until SIGINT or SIGTERM; SIGHUP has it read its settings again. `command` is how this program was called; advice on the terminal repeats
+/// Runs the server until SIGINT or SIGTERM; SIGHUP has it read its settings and the files of application services again.
+/// `command` is how this program was called; advice on the terminal repeats
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
@@ -107,6 +110,7 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
                     manager.reloading();
                     // An error is in the log.
                     let _ = admin::Reload::reload(&*server.reloader).await;
+                    server.registrations.load_and_say().await;
                     manager.ready(&what);
                 }
             }
@@ -173,6 +177,9 @@ pub struct Server {
     pub media: Media,
     pub sender: Sender,
     pub pushes: Pushes,
+    /// Tells application services.
+    pub told: ServiceSender,
+    registrations: Arc<services::Files>,
     workers: Workers,
     config: Config,
     router: Arc<Router>,
@@ -298,6 +305,20 @@ impl Server {
             push::options(&config, connections_max(&budget)),
         );
 
+        let told = ServiceSender::new(
+            store.clone(),
+            &remote,
+            &feed,
+            Arc::new(services::Facts { rooms: rooms.clone(), users: users.clone() }),
+            (clock.clone(), random.clone()),
+            &budget,
+            SenderOptions::for_connections(connections_max(&budget), &budget).transaction_bytes_max,
+        );
+        let registrations = services::Files::new(&config, &users);
+        if registrations.is_any() {
+            registrations.load_and_say().await;
+        }
+
         let notices = Notices::new(users.clone(), rooms.clone(), notice_options(&config));
         let mut router = Router::new();
         let folders = Folders::new(&budget);
@@ -367,6 +388,8 @@ impl Server {
             notices: notices.clone(),
             sender: sender.clone(),
             remote: remote.clone(),
+            told: told.clone(),
+            registrations: registrations.clone(),
             budget: budget.clone(),
             clock: clock.clone(),
             random: random.clone(),
@@ -411,6 +434,8 @@ impl Server {
             media,
             sender,
             pushes,
+            told,
+            registrations,
             workers,
             config,
             router: Arc::new(router),
@@ -556,6 +581,19 @@ impl Server {
                 async move { crate::flow::keep_guests(&users, &rooms, days, &clock, &worker).await }
             }));
         }
+        let told = self.told.clone();
+        self.working.push(self.worker("application services", move |worker| {
+            let told = told.clone();
+            async move { told.run(&worker).await }
+        }));
+        // A folder that is made later is found by the command that makes it.
+        if self.registrations.is_any() {
+            let (files, clock) = (self.registrations.clone(), self.clock.clone());
+            self.endless.push(self.worker("registrations", move |worker| {
+                let (files, clock) = (files.clone(), clock.clone());
+                async move { files.keep_current(&worker, &clock).await }
+            }));
+        }
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {
             let pushes = pushes.clone();
@@ -621,6 +659,7 @@ impl Server {
         self.stopping.send_replace(true);
         self.sender.stop();
         self.pushes.stop();
+        self.told.stop();
         self.remote.stop();
         for task in self.working {
             let _ = task.await;

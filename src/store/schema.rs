@@ -180,6 +180,11 @@ pub const SERVER_CURSOR: Table = table(
     "deliver",
     "server name → position in the outbox, since when; only while it lags. \"\" → the reader",
 );
+pub const SERVICE: Table = table(
+    "service",
+    "deliver",
+    "id of an application service → JSON Status: how far it was told, and its transaction under way",
+);
 pub const SERVER_KEY: Table =
     table("server_key", "remote", "server name NUL key id → valid until, whether retired, the 32 bytes of the key");
 pub const SERVER_KEY_ANSWER: Table =
@@ -209,6 +214,11 @@ pub const ROOM: Table = table("room", "room", "RoomNum → id, version, extremit
 pub const ROOM_NUM: Table = table("room_num", "room", "keyed hash128(room id) → RoomNum");
 pub const ROOM_PUBLIC: Table =
     table("room_public", "room", "inverted joined count, RoomNum → nothing: the public list");
+pub const NETWORK_ROOM: Table = table(
+    "network_room",
+    "room",
+    "keyed hash128(service id, |, network id), RoomNum → nothing: the public lists of application services",
+);
 pub const ALIAS: Table = table("alias", "room", "alias → RoomNum, creator");
 pub const ROOM_ALIAS: Table = table("room_alias", "room", "RoomNum, alias → nothing");
 pub const TIMELINE: Table = table("timeline", "room", "RoomNum, order → EventNum; order is the position it came with");
@@ -363,6 +373,7 @@ pub const TABLES: &[&Table] = &[
     &PREVIEW_END,
     &SERVER_STANDING,
     &SERVER_CURSOR,
+    &SERVICE,
     &SERVER_KEY,
     &SERVER_KEY_ANSWER,
     &EVENT,
@@ -374,6 +385,7 @@ pub const TABLES: &[&Table] = &[
     &ROOM,
     &ROOM_NUM,
     &ROOM_PUBLIC,
+    &NETWORK_ROOM,
     &ALIAS,
     &ROOM_ALIAS,
     &TIMELINE,

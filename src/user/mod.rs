@@ -27,6 +27,8 @@ use crate::feed::Feed;
 use crate::remote::{Failed, Remote};
 use crate::store::{self, Read, Store, Write, WriteError};
 
+pub use crate::remote::service::{Service, Services, ThirdParty, instance_id as network_instance};
+pub use crate::remote::web::WebFailed as ServiceFailed;
 pub use crate::store::{Position, UserNum};
 pub use account::find::{Listed, Order, Wanted};
 pub use account::login_token::LOGIN_TOKEN_MS;
@@ -34,6 +36,7 @@ pub use account::page_session::form_token;
 pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
 pub use account::password_link::PasswordLink;
 pub use account::people::{PeoplePage, Person};
+pub use account::service::exclusive;
 pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};

@@ -55,6 +55,7 @@ impl Endpoint {
 
 const BARE: &[&str] = &[""];
 const V1: &[&str] = &["/_matrix/client/v1"];
+const PINGS: &[&str] = &["/_matrix/client/v1/appservice", "/_matrix/client/unstable/fi.mau.msc2659/appservice"];
 const DELAYED: &[&str] = &["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v1"];
 const DELAYED_ROOMS: &[&str] = &["/_matrix/client/unstable/org.matrix.msc4140", "/_matrix/client/v3"];
 const TRANSPORTS: &[&str] = &["/_matrix/client/unstable/org.matrix.msc4143", "/_matrix/client/v1"];
@@ -248,6 +249,7 @@ pub const TABLE: &[Endpoint] = &[
     post(BARE, "/_snug/terms", Bytes).of(Anybody),
     get(BARE, "/_snug/terms/{policy}/{language}").of(Anybody),
     get(V3, "/thirdparty/protocols"),
+    post(PINGS, "/{service_id}/ping", Json(&[r#"{"transaction_id":"<text>"}"#])),
     get(V3, "/thirdparty/protocol/{protocol}"),
     get(V3, "/thirdparty/location").asks("alias=alias"),
     get(V3, "/thirdparty/location/{protocol}").asks("search=text"),
@@ -447,6 +449,7 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/rooms/{room_id}/aliases"),
     get(V3, "/directory/list/room/{room_id}").of(Anybody),
     put(V3, "/directory/list/room/{room_id}", Json(&[r#"{"visibility":"public"}"#])),
+    put(V3, "/directory/list/appservice/{network_id}/{room_id}", Json(&[r#"{"visibility":"public"}"#])),
     get(V3, "/publicRooms").of(Anybody).asks(PAGE),
     post(V3, "/publicRooms", SEARCH).asks("server=server"),
     post(V3, "/rooms/{room_id}/receipt/{receipt_type}/{event_id}", Json(&["{}", r#"{"thread_id":"main"}"#, r#"{"thread_id":"<event_id>"}"#])),

@@ -2,6 +2,7 @@
 
 mod crash;
 mod accounts;
+mod appservices;
 mod backup;
 mod calls;
 mod commands;

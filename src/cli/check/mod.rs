@@ -201,6 +201,7 @@ fn all(config: &Config, report: &mut Report) {
         }
     }
     serve::open_files(config).iter().for_each(|open| report.bad(open));
+    services(config, report);
     let clock = Clock::real();
     let now_ms = clock.read_ms();
     if !running && !clock.is_plausible() {
@@ -231,6 +232,24 @@ fn all(config: &Config, report: &mut Report) {
         match local.post("/examine", serde_json::json!({})) {
             Ok(said) => steps(&said, report),
             Err(error) => report.bad(format!("The server was asked to look at itself from outside: {error}.")),
+        }
+    }
+}
+
+/// The files of application services, as the server's user would read them.
+fn services(config: &Config, report: &mut Report) {
+    for serve::services::Found { file, read } in serve::services::read_all(config) {
+        let name = file.display();
+        match (read, serve::services::kept_from(config, &file)) {
+            (Err(wrong), _) => report.bad(format!("Application service {name}: {wrong}.")),
+            (Ok(_), Some(who)) => report.bad(format!(
+                "Application service {name}: {who}, as whom the server runs, may not read it, or may not enter a folder above it. Give \
+                 it to a group that {who} is in, or run: sudo cat {name} | sudo -u {who} snug appservice add -"
+            )),
+            (Ok(read), None) => match &read.url {
+                Some(url) => report.good(format!("The application service {} is registered, at {url}.", read.id)),
+                None => report.good(format!("The application service {} is registered; it is told nothing.", read.id)),
+            },
         }
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::client::{Client, Error, Requester, auth};
-use crate::http::{Request, Response};
+use crate::client::{Client, Error, Requester, auth, rates};
+use crate::http::{Request, Response, StatusCode};
 use crate::user::{Stage, Target, UiaRequest};
 
 /// GET /_matrix/client/v3/devices
@@ -32,11 +32,18 @@ struct NameBody {
 
 /// PUT /_matrix/client/v3/devices/{device_id}
 ///
-/// 404 `M_NOT_FOUND` when the user has no such device; 413 `M_TOO_LARGE` when the name is too long.
+/// 404 `M_NOT_FOUND` when the user has no such device; 413 `M_TOO_LARGE` when the name is too long. For an application service it
+/// makes the device, and answers 201 then.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let body: NameBody = request.json().await?;
     let device_id = request.param("device_id");
+    if requester.service.is_some() {
+        request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
+        let created = client.users.create_device(&requester, device_id, body.display_name).await?;
+        let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+        return Ok(Response::json_with(status, &json!({})));
+    }
     match body.display_name {
         Some(name) => {
             client.users.name_device(requester.user_num, &requester.user_id, device_id, Some(name)).await?;

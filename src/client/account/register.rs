@@ -20,6 +20,9 @@ const MADE_UP_CHARS: usize = 12;
 
 #[derive(Deserialize)]
 struct Body {
+    /// `m.login.application_service`; nothing else stands here.
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
     #[serde(default)]
     username: Option<String>,
     #[serde(default)]
@@ -48,6 +51,9 @@ struct Body {
 /// `M_MISSING_PARAM` without a password; 400 `M_WEAK_PASSWORD` when it has less than eight characters; 400 `M_INVALID_PARAM` when the password is too long or the device id is not
 /// valid; 413 `M_TOO_LARGE` when the device name is too long.
 ///
+/// With the type `m.login.application_service`: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` without the token of one, 400
+/// `M_EXCLUSIVE` for a name outside its namespace or in another one's.
+///
 /// Sent again with the session that made the account, its name and its password, it answers with the same account and
 /// device, and a new token: the first answer may have been lost.
 pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
@@ -56,9 +62,12 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
         Some("guest") => return guest(&client, &mut request).await,
         Some(_) => return Err(ErrorResponse::invalid_param("kind must be \"user\" or \"guest\"").into()),
     }
+    let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
+    if body.kind.as_deref() == Some(session::SERVICE_LOGIN) {
+        return by_service(&client, &request, body).await;
+    }
     let options = client.options();
     let (stages, tokens) = stages(&options)?;
-    let mut body: Body = request.json_or_empty_max(STRANGER_BYTES_MAX).await?;
     // A user name with capital letters is made lower case, not refused.
     body.username = body.username.map(|username| username.to_lowercase());
     request.limit(if body.auth.is_some() { &rates::REGISTER } else { &rates::REQUIREMENTS })?;
@@ -116,6 +125,36 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     Ok(Response::json(&match registered.session {
         Some(session) => session::answer(&client, &session),
         None => json!({ "user_id": registered.user_id, "home_server": client.users.server() }),
+    }))
+}
+
+/// A new user of an application service, which is trusted with its namespace: no proof is asked for, and there is no password.
+async fn by_service(client: &Client, request: &Request, body: Body) -> Result<Response, Error> {
+    let service = auth::service(client, request)?;
+    let username = body.username.ok_or_else(|| ErrorResponse::missing_param("username"))?;
+    let user_id = client.users.service_user_id(&username)?;
+    if !service.may_be(&user_id) {
+        return Err(user::exclusive("This user ID is not in the application service's namespace").into());
+    }
+    client.users.check_not_exclusive(&user_id, Some(&service.id))?;
+    let login = (!body.inhibit_login).then_some(Login {
+        device_id: body.device_id,
+        display_name: body.initial_device_display_name,
+        ip: Some(request.peer().ip),
+        lifetime_ms: client.options().lifetime_ms(body.refresh_token),
+    });
+    login.as_ref().map_or(Ok(()), Login::check)?;
+    let (users, new) = (client.users.clone(), user_id.clone());
+    let session = unbroken(async move {
+        users.create_service_user(&new).await?;
+        match login {
+            Some(login) => users.login(&new, login).await.map(Some),
+            None => Ok(None),
+        }
+    });
+    Ok(Response::json(&match session.await? {
+        Some(session) => session::answer(client, &session),
+        None => json!({ "user_id": user_id, "home_server": client.users.server() }),
     }))
 }
 
@@ -192,7 +231,8 @@ async fn check_free(client: &Client, username: &str) -> Result<(), Error> {
     if client.notices.is_reserved(username) {
         return Err(user::Error::Taken.into());
     }
-    Ok(client.users.is_free(username).await?)
+    client.users.is_free(username).await?;
+    Ok(client.users.check_not_exclusive(&client.users.new_id(username)?, None)?)
 }
 
 /// GET /_matrix/client/v3/register/available

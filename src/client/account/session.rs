@@ -7,15 +7,19 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth, rates};
-use crate::http::{ErrorResponse, Request, Response};
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::id;
 use crate::user::{self, LOGIN_TOKEN_MS, Login, Refreshed, Session, Stage, Target, UiaRequest};
 
 /// GET /_matrix/client/v3/login
 pub async fn flows(_: Arc<Client>, _: Request) -> Result<Response, Error> {
     let token = json!({ "type": "m.login.token", "get_login_token": true });
-    Ok(Response::json(&json!({ "flows": [{ "type": "m.login.password" }, token] })))
+    let service = json!({ "type": SERVICE_LOGIN });
+    Ok(Response::json(&json!({ "flows": [{ "type": "m.login.password" }, token, service] })))
 }
+
+/// The login and registration of an application service, which shows its own token.
+pub const SERVICE_LOGIN: &str = "m.login.application_service";
 
 #[derive(Deserialize)]
 struct LoginBody {
@@ -46,7 +50,8 @@ struct LoginBody {
 /// budget; 400 `M_MISSING_PARAM` without user or password, or without the token; 403 `M_FORBIDDEN` when user or password
 /// is wrong, or the token is not good any more; 403 `M_USER_DEACTIVATED`; 401 `M_USER_LOCKED`; 400 `M_INVALID_PARAM` when
 /// the password is too long or the device id is not valid; 413 `M_TOO_LARGE` when the device name is too long; 429
-/// `M_LIMIT_EXCEEDED` after too many wrong passwords or tokens.
+/// `M_LIMIT_EXCEEDED` after too many wrong passwords or tokens. For `m.login.application_service`: 401 `M_MISSING_TOKEN` or
+/// `M_UNKNOWN_TOKEN` without the token of one, 403 `M_EXCLUSIVE` for a user that is not in its namespace.
 pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let body: LoginBody = request.json_max(STRANGER_BYTES_MAX).await?;
     let user_id = match body.kind.as_str() {
@@ -56,8 +61,10 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
             let token = body.token.as_deref().ok_or_else(|| ErrorResponse::missing_param("token"))?;
             client.users.take_login_token(token)?
         }
+        SERVICE_LOGIN => by_service(&client, &request, &body).await?,
         _ => {
-            let message = "The login types of this server are m.login.password and m.login.token";
+            let message =
+                "The login types of this server are m.login.password, m.login.token and m.login.application_service";
             return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
         }
     };
@@ -70,6 +77,25 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
     };
     let session = client.users.login(&user_id, login).await?;
     Ok(Response::json(&answer(&client, &session)))
+}
+
+/// The user of an application service that a login names.
+async fn by_service(client: &Client, request: &Request, body: &LoginBody) -> Result<OwnedUserId, Error> {
+    let service = auth::service(client, request)?;
+    let typed = typed_name(body.identifier.as_ref(), body.user.as_deref())?;
+    // Historical user IDs have capitals.
+    let user_id = match typed.starts_with('@') {
+        true => OwnedUserId::try_from(typed).map_err(|_| ErrorResponse::invalid_param("This is no user ID"))?,
+        false => client.users.service_user_id(typed)?,
+    };
+    if user_id.server_name() != client.users.server() || !service.may_be(&user_id) {
+        let message = "This user ID is not in the application service's namespace";
+        return Err(ErrorResponse::new(StatusCode::FORBIDDEN, "M_EXCLUSIVE", message).into());
+    }
+    match client.users.account(&user_id).await? {
+        Some(_) => Ok(user_id),
+        None => Err(ErrorResponse::forbidden("The application service has not registered this user").into()),
+    }
 }
 
 /// The user whose password a login has.
@@ -191,9 +217,9 @@ pub async fn logout_all(client: Arc<Client>, request: Request) -> Result<Respons
 /// GET /_matrix/client/v3/account/whoami
 pub async fn whoami(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    Ok(Response::json(&json!({
-        "user_id": requester.user_id,
-        "device_id": requester.device_id,
-        "is_guest": requester.is_guest,
-    })))
+    let mut answer = json!({ "user_id": requester.user_id, "is_guest": requester.is_guest });
+    if !requester.device_id.is_empty() {
+        answer["device_id"] = requester.device_id.into();
+    }
+    Ok(Response::json(&answer))
 }

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value, json};
 
+use super::directory::check_alias;
 use crate::client::{Client, Error, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::{Create, Preset, StateDraft};
@@ -49,7 +50,7 @@ struct State {
 /// 400 `M_THREEPID_DENIED` for invites by e-mail or number; 400 `M_INVALID_PARAM` for an unknown `visibility` or
 /// `preset`, an alias that is not valid, too many invites or state events, or an access control list that denies this
 /// server; 400 `M_UNSUPPORTED_ROOM_VERSION`; 400
-/// `M_ROOM_IN_USE` when the alias is taken; 400 `M_INVALID_ROOM_STATE` when an event does not pass the authorisation
+/// `M_ROOM_IN_USE` when the alias is taken; 400 `M_EXCLUSIVE` when it is an application service's; 400 `M_INVALID_ROOM_STATE` when an event does not pass the authorisation
 /// rules, or `initial_state` has a membership; 400 `M_BAD_JSON` when a content is no object, or the power levels name
 /// a creator of a room whose version forbids it; 403 `M_INVITE_BLOCKED` when an invited user of this server takes no invites
 /// from the creator; 413 `M_TOO_LARGE` when an event is too large.
@@ -59,6 +60,9 @@ pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Respons
     let body: Body = request.json_or_empty().await?;
     for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
+    }
+    if let Some(name) = &body.room_alias_name {
+        check_alias(&client, &requester, &format!("#{name}:{}", client.rooms.server()))?;
     }
     let room_id = client.rooms.create(&requester.user_id, wanted(&client, body)?).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))

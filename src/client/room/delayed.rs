@@ -39,7 +39,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
         content,
         sticky_ms: sticky(&request)?,
         delay_ms,
-        txn: Some((requester.device_id.clone(), request.param("txn_id").to_owned())),
+        txn: Some((super::send::device_of(&requester), request.param("txn_id").to_owned())),
     };
     schedule(&client, &requester, &request, delay).await
 }

@@ -6,9 +6,10 @@ use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use crate::client::{Client, Error, auth, rates};
+use crate::client::{Client, Error, Requester, auth, rates};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{PUBLIC_PAGE_BYTES, PublicQuery, Rooms};
+use crate::user;
 
 /// The room of an alias of this server or another, and servers in that room. 404 `M_NOT_FOUND` when there is no such
 /// alias; another server's error as `error.rs` maps it.
@@ -42,14 +43,28 @@ struct Target {
     room_id: OwnedRoomId,
 }
 
+/// 400 `M_EXCLUSIVE` when an alias is an application service's alone, or when a service asks for one outside of its namespace.
+pub fn check_alias(client: &Client, requester: &Requester, alias: &str) -> Result<(), Error> {
+    let services = client.users.services();
+    let own = requester.service.as_deref().and_then(|id| services.by_id(id));
+    if own.as_ref().is_some_and(|own| !own.aliases.has(alias)) {
+        return Err(user::exclusive("This alias is not in the application service's namespace").into());
+    }
+    match services.owner_of_alias(alias, requester.service.as_deref()) {
+        None => Ok(()),
+        Some(_) => Err(user::exclusive("This alias is reserved by an application service of this server").into()),
+    }
+}
+
 /// PUT /_matrix/client/v3/directory/room/{alias}
 ///
-/// 400 `M_INVALID_PARAM` for an alias of another server; 403 `M_FORBIDDEN` when the user is not in the room, or the
+/// 400 `M_INVALID_PARAM` for an alias of another server; 400 `M_EXCLUSIVE` for one of an application service; 403 `M_FORBIDDEN` when the user is not in the room, or the
 /// room has too many aliases; 409 `M_UNKNOWN` when the alias exists.
 pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let alias: OwnedRoomAliasId = request.param_as("alias")?;
     let Target { room_id } = request.json().await?;
+    check_alias(&client, &requester, alias.as_str())?;
     client.rooms.set_alias(&requester.user_id, &alias, &room_id).await.map_err(|failed| match failed {
         crate::room::Error::Taken => Error::from(ErrorResponse::new(
             StatusCode::CONFLICT,
@@ -68,7 +83,9 @@ pub async fn set_alias(client: Arc<Client>, mut request: Request) -> Result<Resp
 pub async fn remove_alias(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let alias: OwnedRoomAliasId = request.param_as("alias")?;
-    client.rooms.remove_alias(&requester.user_id, &alias, requester.is_admin).await?;
+    check_alias(&client, &requester, alias.as_str())?;
+    let is_trusted = requester.is_admin || requester.service.is_some();
+    client.rooms.remove_alias(&requester.user_id, &alias, is_trusted).await?;
     Ok(Response::ok())
 }
 
@@ -127,6 +144,12 @@ pub async fn public_rooms(client: Arc<Client>, request: Request) -> Result<Respo
     if let Some(since) = request.query("since") {
         asked.insert("since".into(), since.into());
     }
+    if let Some(all) = request.query_as::<bool>("include_all_networks")? {
+        asked.insert("include_all_networks".into(), all.into());
+    }
+    if let Some(network) = request.query("third_party_instance_id") {
+        asked.insert("third_party_instance_id".into(), network.into());
+    }
     listed(&client, &request, asked).await
 }
 
@@ -168,9 +191,17 @@ fn query(asked: &Map<String, Value>) -> Result<PublicQuery, ErrorResponse> {
         limit: Option<usize>,
         since: Option<String>,
         filter: Option<Filter>,
+        #[serde(default)]
+        include_all_networks: bool,
+        third_party_instance_id: Option<String>,
     }
     let asked = serde_json::from_value(Value::Object(asked.clone()));
-    let Asked { limit, since, filter } = asked.map_err(|error| ErrorResponse::bad("M_BAD_JSON", error.to_string()))?;
+    let asked: Asked = asked.map_err(|error| ErrorResponse::bad("M_BAD_JSON", error.to_string()))?;
+    let Asked { limit, since, filter, include_all_networks: all_networks, third_party_instance_id: network } = asked;
+    if all_networks && network.is_some() {
+        let message = "third_party_instance_id and include_all_networks exclude each other";
+        return Err(ErrorResponse::invalid_param(message));
+    }
     let Filter { generic_search_term, room_types } = filter.unwrap_or_default();
-    Ok(PublicQuery { limit, since, search: generic_search_term, room_types })
+    Ok(PublicQuery { limit, since, search: generic_search_term, room_types, network, all_networks })
 }

@@ -26,7 +26,8 @@ const REDACTION: &str = "m.room.redaction";
 pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = asking(&client, &request).await?;
     let mut content = content(&mut request).await?;
-    let txn = Some((requester.device_id.clone(), request.param("txn_id").to_owned()));
+    let txn = Some((device_of(&requester), request.param("txn_id").to_owned()));
+    let ts = auth::massaged_time(&requester, &request)?;
     let (kind, sticky_ms) = (request.param("type").to_owned(), delayed::sticky(&request)?);
     if let Some(delay_ms) = delayed::in_query(&request)? {
         let delay = Delay { kind, state_key: None, content, sticky_ms, delay_ms, txn };
@@ -40,7 +41,7 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
         auth::check_may_speak(&client, &request, &requester).await?;
     }
     let paid = paid(&mut request);
-    let sending = Sending { kind, state_key: None, content, redacts, sticky_ms, txn, paid };
+    let sending = Sending { kind, state_key: None, content, redacts, sticky_ms, ts, txn, paid };
     sent(&client, &requester, &request, sending).await
 }
 
@@ -76,7 +77,8 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
         return delayed::schedule(&client, &requester, &request, delay).await;
     }
     let (paid, closes) = (paid(&mut request), kind == "m.room.tombstone");
-    let sending = Sending { kind, state_key, content, redacts: None, sticky_ms, txn: None, paid };
+    let ts = auth::massaged_time(&requester, &request)?;
+    let sending = Sending { kind, state_key, content, redacts: None, sticky_ms, ts, txn: None, paid };
     let answer = sent(&client, &requester, &request, sending).await?;
     if closes {
         flow::close(&client.users, &client.rooms, &requester, &request.param_as::<OwnedRoomId>("room_id")?).await;
@@ -117,9 +119,10 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     }
     let content = to_raw_value(&content).map_err(ErrorResponse::internal)?;
     let related = (target.clone(), content.clone());
-    let txn = request.param_maybe("txn_id").map(|txn| (requester.device_id.clone(), txn.to_owned()));
+    let txn = request.param_maybe("txn_id").map(|txn| (device_of(&requester), txn.to_owned()));
+    let ts = auth::massaged_time(&requester, &request)?;
     let (kind, paid) = ("m.room.redaction".to_owned(), paid(&mut request));
-    let sending = Sending { kind, state_key: None, content, redacts: Some(target), sticky_ms: None, txn, paid };
+    let sending = Sending { kind, state_key: None, content, redacts: Some(target), sticky_ms: None, ts, txn, paid };
     let answer = sent(&client, &requester, &request, sending).await?;
     if !with_rel_types.is_empty() {
         let room_id = request.param_as::<OwnedRoomId>("room_id")?;
@@ -127,6 +130,15 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
         client.rooms.redact_related(&requester.user_id, &room_id, &target, with_rel_types, content).await?;
     }
     Ok(answer)
+}
+
+/// Under which device a transaction id is kept: an application service may send without one. Without any name stand events
+/// that were scheduled.
+pub fn device_of(requester: &Requester) -> String {
+    match requester.device_id.as_str() {
+        "" => " ".to_owned(),
+        device => device.to_owned(),
+    }
 }
 
 async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> {

@@ -57,6 +57,7 @@ async fn a_redaction_waits_for_its_target() {
         content,
         redacts,
         sticky_ms: None,
+        ts: None,
     };
     let target =
         send::build(&house.rooms, &read, &known_room, new("m.room.message", json!({ "body": "x" }), None)).unwrap();

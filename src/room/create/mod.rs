@@ -86,7 +86,7 @@ impl Rooms {
             let room_id = create_here(&rooms, &user, create).await?;
             for target in away {
                 // The room exists already; a user whose server cannot be reached can be invited again from within it.
-                let invited = membership::invite_with(&rooms, &user, &room_id, &target, content.clone()).await;
+                let invited = membership::invite_with(&rooms, &user, &room_id, &target, content.clone(), None).await;
                 if let Err(failed) = invited {
                     tracing::info!(%target, %room_id, error = %failed, "could not invite into a new room");
                 }

@@ -4,6 +4,7 @@ use ruma::{OwnedRoomId, OwnedServerName, RoomAliasId, RoomId, UserId};
 use serde_json::Value;
 
 use crate::base;
+use crate::remote::service::Asked;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::send;
@@ -71,9 +72,20 @@ impl Rooms {
         Ok(())
     }
 
-    /// The room an alias of this server leads to.
+    /// The room an alias of this server leads to. An application service in whose namespace it is, is asked to make a room that is
+    /// not there.
     pub async fn resolve_here(&self, alias: &RoomAliasId) -> Result<Resolved> {
         check_ours(self, alias).map_err(|_| Error::NotFound)?;
+        match self.resolve_known(alias).await {
+            Err(Error::NotFound) => match self.0.parts.remote.app_services().make_room(alias).await {
+                Asked::Made => self.resolve_known(alias).await,
+                Asked::Nothing => Err(Error::NotFound),
+            },
+            resolved => resolved,
+        }
+    }
+
+    async fn resolve_known(&self, alias: &RoomAliasId) -> Result<Resolved> {
         let alias = alias.to_owned();
         self.reading(move |rooms, read| {
             let (num, _) = room::directory::alias(read, alias.as_str())?.ok_or(Error::NotFound)?;

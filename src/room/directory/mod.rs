@@ -12,8 +12,8 @@ use super::state::description::Description;
 use super::state::{known, known_num};
 use crate::budget::Grant;
 use crate::room::state;
-use crate::store::Read;
 use crate::store::tables::room;
+use crate::store::{Read, RoomNum};
 use alias::may_list;
 
 pub mod alias;
@@ -27,6 +27,8 @@ const PAGE_MAX: usize = 100;
 const PAGE_BYTES: usize = 64 * 1024;
 /// The memory of a page while it is made and written: its rooms, one room more, and their text.
 pub const PUBLIC_PAGE_BYTES: u64 = 192 * 1024;
+/// Rooms in the public list of one network: 20 bytes each.
+const NETWORK_ROOMS_MAX: usize = 10_000;
 /// Rooms looked at for one page of a search.
 const SEARCHED_MAX: usize = 1000;
 /// The largest estimate of the total number of rooms; counting stops there.
@@ -41,6 +43,10 @@ pub struct PublicQuery {
     pub search: Option<String>,
     /// Only rooms of these types; `None` in the list stands for rooms without a type.
     pub room_types: Option<Vec<Option<String>>>,
+    /// The list of this network, instead of the server's own (`third_party_instance_id`).
+    pub network: Option<String>,
+    /// With the rooms of all networks, behind the server's own.
+    pub all_networks: bool,
 }
 
 /// A page of the public list, in its final shape: at most [`PAGE_MAX`] rooms, or [`PAGE_BYTES`] and one room more.
@@ -69,6 +75,17 @@ impl Rooms {
     /// A page of the public list.
     pub async fn public_rooms(&self, query: PublicQuery) -> Result<PublicPage> {
         self.reading(move |_, read| page(read, &query)).await
+    }
+
+    /// Puts a room into the public list of an application service's network, or takes it out.
+    pub async fn set_public_in(&self, network: &str, room_id: &RoomId, listed: bool) -> Result<()> {
+        let num = state::num_of(self, room_id).await.map_err(|_| Error::NotFound)?;
+        let network = network.to_owned();
+        self.write(move |w| match room::directory::set_in_network(w, &network, num, listed, NETWORK_ROOMS_MAX)? {
+            true => Ok(()),
+            false => Err(Error::forbidden("the network has too many public rooms")),
+        })
+        .await
     }
 
     /// Whether a room is in the public list.
@@ -108,7 +125,7 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
     // A place is the point where a page begins; the page before it ends there.
     let mut places: Vec<(Vec<u8>, Box<RawValue>)> = Vec::new();
     let (mut bytes, mut looked, mut stopped) = (0, 0, None);
-    room::directory::list_public(read, &from, backwards, &mut |place, num| {
+    let mut visit = |place: &[u8], num: RoomNum| {
         if places.len() == limit || bytes >= PAGE_BYTES || looked == SEARCHED_MAX {
             stopped = Some(place.to_vec());
             return Ok(ControlFlow::Break(()));
@@ -126,7 +143,14 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
             places.push((place.to_vec(), shown));
         }
         Ok(ControlFlow::Continue(()))
-    })?;
+    };
+    match &query.network {
+        Some(network) => room::directory::list_network(read, Some(network), &from, backwards, &mut visit)?,
+        None => room::directory::list_public(read, &from, backwards, &mut visit)?,
+    }
+    if query.all_networks && stopped.is_none() && !backwards {
+        add_networks(read, &mut places, limit)?;
+    }
     let (next, prev) = match backwards {
         false => {
             let first = places.first().map(|(place, _)| place.clone()).unwrap_or(from.clone());
@@ -142,16 +166,42 @@ fn page(read: &Read, query: &PublicQuery) -> Result<PublicPage> {
         chunk: places.into_iter().map(|(_, shown)| shown).collect(),
         next_batch: next,
         prev_batch: prev,
-        total_room_count_estimate: estimate(read)?,
+        total_room_count_estimate: estimate(read, query.network.as_deref())?,
     })
 }
 
-fn estimate(read: &Read) -> Result<u64> {
+/// Adds rooms of networks to the last page of the server's own list, as far as it has room for them. Those of one network alone
+/// are its own list.
+fn add_networks(read: &Read, places: &mut Vec<(Vec<u8>, Box<RawValue>)>, limit: usize) -> Result<()> {
+    let mut looked = 0;
+    room::directory::list_network(read, None, &[], false, &mut |place, num| {
+        looked += 1;
+        if places.len() >= limit || looked > SEARCHED_MAX {
+            return Ok(ControlFlow::Break(()));
+        }
+        match known_num(read, num) {
+            Ok(room) if !room.row.public => {
+                let shown = to_raw_value(&Description::listed(read, &room)?).expect("texts are JSON");
+                places.push((place.to_vec(), shown));
+            }
+            Err(Error::Store(failed)) => return Err(failed),
+            _ => {}
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(())
+}
+
+fn estimate(read: &Read, network: Option<&str>) -> Result<u64> {
     let mut count = 0;
-    room::directory::list_public(read, &[], false, &mut |_, _| {
+    let mut visit = |_: &[u8], _| {
         count += 1;
         Ok(if count < COUNTED_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-    })?;
+    };
+    match network {
+        Some(network) => room::directory::list_network(read, Some(network), &[], false, &mut visit)?,
+        None => room::directory::list_public(read, &[], false, &mut visit)?,
+    }
     Ok(count as u64)
 }
 

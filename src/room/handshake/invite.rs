@@ -53,6 +53,7 @@ impl Rooms {
             version::get_offered(&invitation.version).ok_or_else(|| Error::Version(invitation.version.clone()))?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
         let target = check(self, origin, id, &invitation, &event)?;
+        super::make_if_unknown(self, &target).await?;
         let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
         let inviter = event.sender().to_owned();
         let is_ours = self.reading(move |_, read| {

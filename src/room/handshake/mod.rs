@@ -21,7 +21,9 @@ use crate::matrix::json::partial;
 use crate::matrix::{Event, Reject, RoomVersion, version};
 use crate::remote::{Failed, Options, Urgency, encode};
 use crate::room::state::servers;
+use crate::store::Read;
 use crate::store::tables::room::event_row::Membership;
+use crate::store::tables::user;
 
 use out_of_band::Leave;
 
@@ -32,6 +34,23 @@ pub mod invite;
 const SERVERS_MAX: usize = 5;
 /// The time limit of each request.
 const EACH: Duration = Duration::from_secs(20);
+
+/// Has an application service make a user of this server that is not there, when it is one of its own: it must be there before
+/// the service is told of the invite.
+pub(in crate::room) async fn make_if_unknown(rooms: &Rooms, user: &UserId) -> Result<()> {
+    if rooms.0.parts.remote.app_services().list().is_empty() {
+        return Ok(());
+    }
+    let asked = user.to_owned();
+    let is_known = move |_: &Rooms, read: &Read| match user::num(read, asked.as_str())? {
+        Some(num) => Ok(user::is_local(read, num)?),
+        None => Ok(false),
+    };
+    if !rooms.reading(is_known).await? {
+        rooms.0.parts.remote.app_services().make_user(user).await;
+    }
+    Ok(())
+}
 
 /// A membership event drawn up by another server for one of our users.
 pub struct Template {

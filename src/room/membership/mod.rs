@@ -42,7 +42,7 @@ impl Rooms {
             }
         }
         let (rooms, who, id, asked) = (self.clone(), user.to_owned(), room_id.to_owned(), joining.clone());
-        match base::unbroken(async move { join_here(&rooms, &who, &id, asked).await }).await {
+        match base::unbroken(async move { join_here(&rooms, &who, &id, asked, None).await }).await {
             Err(why @ Error::Bad { errcode: "M_UNABLE_TO_AUTHORISE_JOIN" | "M_UNABLE_TO_GRANT_JOIN", .. }) => {
                 // Not cancelled when the client disconnects: the other server may have accepted the event already.
                 let (rooms, who, id) = (self.clone(), user.to_owned(), room_id.to_owned());
@@ -60,11 +60,16 @@ impl Rooms {
             Place::Gone => Ok(()),
             Place::Nowhere => Err(not_in_room()),
             Place::Outside => leave_from_outside(self, user, room_id, reason).await,
-            Place::Here => {
-                change_member(self, user, room_id, user, Membership::Leave, content_of(Membership::Leave, reason))
-                    .await
-                    .map(drop)
-            }
+            Place::Here => change_member(
+                self,
+                user,
+                room_id,
+                user,
+                (Membership::Leave, None),
+                content_of(Membership::Leave, reason),
+            )
+            .await
+            .map(drop),
         }
     }
 
@@ -76,7 +81,7 @@ impl Rooms {
         target: &UserId,
         reason: Option<String>,
     ) -> Result<()> {
-        invite_with(self, sender, room_id, target, content_of(Membership::Invite, reason)).await.map(drop)
+        invite_with(self, sender, room_id, target, content_of(Membership::Invite, reason), None).await.map(drop)
     }
 
     /// Kicks a user, or takes that user's invite back. `redacts`: under this name the event says that the user's events are
@@ -91,7 +96,7 @@ impl Rooms {
     ) -> Result<()> {
         check_membership(self, sender, room_id, target, &INSIDE, "that user is not in the room").await?;
         let content = removal(Membership::Leave, reason, redacts);
-        change_member(self, sender, room_id, target, Membership::Leave, content).await.map(drop)
+        change_member(self, sender, room_id, target, (Membership::Leave, None), content).await.map(drop)
     }
 
     /// Bans a user; `redacts` as in a kick.
@@ -104,7 +109,7 @@ impl Rooms {
         redacts: Option<&str>,
     ) -> Result<()> {
         let content = removal(Membership::Ban, reason, redacts);
-        change_member(self, sender, room_id, target, Membership::Ban, content).await.map(drop)
+        change_member(self, sender, room_id, target, (Membership::Ban, None), content).await.map(drop)
     }
 
     pub async fn unban(
@@ -115,7 +120,7 @@ impl Rooms {
         reason: Option<String>,
     ) -> Result<()> {
         check_membership(self, sender, room_id, target, &[Membership::Ban], "that user is not banned").await?;
-        change_member(self, sender, room_id, target, Membership::Leave, content_of(Membership::Leave, reason))
+        change_member(self, sender, room_id, target, (Membership::Leave, None), content_of(Membership::Leave, reason))
             .await
             .map(drop)
     }
@@ -132,7 +137,7 @@ impl Rooms {
             return knock_from_outside(self, user, room_id, via, reason).await;
         }
         let content = content_of(Membership::Knock, reason);
-        change_member(self, user, room_id, user, Membership::Knock, content).await.map(drop)
+        change_member(self, user, room_id, user, (Membership::Knock, None), content).await.map(drop)
     }
 
     /// Hides a room that was left from the user for good.
@@ -194,6 +199,7 @@ pub(super) async fn send_member(
     room_id: &RoomId,
     target: &str,
     content: Value,
+    ts: Option<u64>,
 ) -> Result<OwnedEventId> {
     let bad = |why| Error::bad("M_BAD_JSON", why);
     let target = OwnedUserId::try_from(target).map_err(|_| bad("the state key is not a user ID"))?;
@@ -204,10 +210,10 @@ pub(super) async fn send_member(
         Membership::Join if sender == target => {
             let joining = Joining { content_extra: content, ..Joining::default() };
             let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
-            base::unbroken(async move { join_here(&rooms, &target, &room_id, joining).await }).await
+            base::unbroken(async move { join_here(&rooms, &target, &room_id, joining, ts).await }).await
         }
-        Membership::Invite => invite_with(rooms, sender, room_id, &target, content).await,
-        _ => change_member(rooms, sender, room_id, &target, membership, content).await,
+        Membership::Invite => invite_with(rooms, sender, room_id, &target, content, ts).await,
+        _ => change_member(rooms, sender, room_id, &target, (membership, ts), content).await,
     }
 }
 
@@ -229,7 +235,13 @@ async fn is_resident(rooms: &Rooms, room_id: &RoomId) -> Result<bool> {
 }
 
 /// Joins a room this server is in.
-async fn join_here(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Joining) -> Result<OwnedEventId> {
+async fn join_here(
+    rooms: &Rooms,
+    user: &UserId,
+    room_id: &RoomId,
+    joining: Joining,
+    ts: Option<u64>,
+) -> Result<OwnedEventId> {
     let num = state::num_of(rooms, room_id).await?;
     let guard = rooms.lock(num).await;
     let (asked, room_id, again) = (user.to_owned(), room_id.to_owned(), joining.clone());
@@ -241,7 +253,7 @@ async fn join_here(rooms: &Rooms, user: &UserId, room_id: &RoomId, joining: Join
         .await;
     match made {
         Ok(content) => {
-            let new = New::state("m.room.member", user.as_str(), user, Value::Object(content));
+            let new = New::state("m.room.member", user.as_str(), user, Value::Object(content)).at(ts);
             send::send_locked(rooms, &guard, new, None).await
         }
         Err(failed) => Err(failed),
@@ -254,11 +266,13 @@ pub(super) async fn invite_with(
     room_id: &RoomId,
     target: &UserId,
     content: Map<String, Value>,
+    ts: Option<u64>,
 ) -> Result<OwnedEventId> {
     if target.server_name() == rooms.server() {
-        return change_member(rooms, sender, room_id, target, Membership::Invite, content).await;
+        handshake::make_if_unknown(rooms, target).await?;
+        return change_member(rooms, sender, room_id, target, (Membership::Invite, ts), content).await;
     }
-    let new = New::state("m.room.member", target.as_str(), sender, Value::Object(content));
+    let new = New::state("m.room.member", target.as_str(), sender, Value::Object(content)).at(ts);
     invite_elsewhere(rooms, room_id, new).await
 }
 
@@ -268,7 +282,7 @@ pub(super) async fn change_member(
     sender: &UserId,
     room_id: &RoomId,
     target: &UserId,
-    membership: Membership,
+    (membership, ts): (Membership, Option<u64>),
     mut content: Map<String, Value>,
 ) -> Result<OwnedEventId> {
     content.insert("membership".into(), membership.as_str().into());
@@ -287,7 +301,7 @@ pub(super) async fn change_member(
             };
             content = rooms.reading(work).await?;
         }
-        let new = New::state("m.room.member", target.as_str(), &sender, Value::Object(content));
+        let new = New::state("m.room.member", target.as_str(), &sender, Value::Object(content)).at(ts);
         send::send_new(&rooms, &room_id, new, None).await
     })
     .await

@@ -28,6 +28,7 @@ pub mod jump;
 pub mod sync;
 pub mod visibility;
 pub mod relations;
+mod service;
 pub mod search;
 pub mod state;
 pub mod stream;

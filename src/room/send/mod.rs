@@ -54,6 +54,8 @@ pub struct Sending {
     pub redacts: Option<OwnedEventId>,
     /// How long it is sticky (MSC4354), in milliseconds.
     pub sticky_ms: Option<u64>,
+    /// The time that it says it was sent at; now without it. For application services ("Timestamp massaging").
+    pub ts: Option<u64>,
     /// The device and its transaction id: a repeat gets the answer of the first request.
     pub txn: Option<(String, String)>,
     /// Pays for the content.
@@ -69,6 +71,8 @@ pub struct New {
     pub content: Value,
     pub redacts: Option<OwnedEventId>,
     pub sticky_ms: Option<u64>,
+    /// As in [`Sending`].
+    pub ts: Option<u64>,
 }
 
 impl New {
@@ -80,7 +84,13 @@ impl New {
             content,
             redacts: None,
             sticky_ms: None,
+            ts: None,
         }
+    }
+
+    /// With the time that it says it was sent at.
+    pub fn at(self, ts: Option<u64>) -> New {
+        New { ts, ..self }
     }
 }
 
@@ -106,8 +116,8 @@ pub(super) async fn send(
 ) -> Result<OwnedEventId> {
     // On a full disk the writer runs no job: a repeat still has its answer and a refusal its reason by reading.
     let goes_in_one = sending.content.get().len() <= PLAIN_BYTES_MAX && rooms.0.parts.store.status() != Status::Full;
-    let Sending { kind, state_key, redacts, sticky_ms, txn, paid, .. } = sending;
-    let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts, sticky_ms };
+    let Sending { kind, state_key, redacts, sticky_ms, ts, txn, paid, .. } = sending;
+    let mut new = New { kind, state_key, sender: sender.to_owned(), content, redacts, sticky_ms, ts };
     if goes_in_one && checks::is_plain(&new) {
         match send_plain(rooms, room_id, new, txn.clone(), paid.clone()).await? {
             Plain::Sent(id) => return Ok(id),
@@ -303,7 +313,7 @@ pub(super) fn draft<G: Get>(
         prev_events: ids_of(read, &room.row.extremities)?,
         auth_events: ids_of(read, &auth_nums)?,
         depth: (room.row.depth + 1).min(DEPTH_MAX),
-        origin_server_ts: parts.clock.now_ms(),
+        origin_server_ts: new.ts.unwrap_or_else(|| parts.clock.now_ms()),
         room_id: Some(room.row.id.as_str().try_into().map_err(|_| Error::NotFound)?),
         kind: new.kind,
         state_key: new.state_key,

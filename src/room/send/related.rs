@@ -49,6 +49,7 @@ impl Rooms {
                         content: content.clone(),
                         redacts: Some(id.clone()),
                         sticky_ms: None,
+                        ts: None,
                     };
                     match send_new(&rooms, &room_id, new, None).await {
                         Err(failed @ (Error::Refused(_) | Error::Store(_))) => return Err(failed),

@@ -80,6 +80,7 @@ mod tests {
             is_locked: false,
             is_suspended: false,
             agreed: 0,
+            service: None,
             expires_ms: None,
         }
     }

@@ -27,6 +27,7 @@ pub mod password_link;
 pub mod people;
 pub mod profile;
 pub mod refresh;
+pub mod service;
 pub mod session;
 pub mod terms;
 pub mod uia;

@@ -6,6 +6,7 @@ use ruma::UserId;
 use serde_json::{Map, Value};
 
 use crate::budget::{Grant, parsed_bytes_max};
+use crate::remote::service::Asked;
 use crate::remote::{Failed, Options, encode};
 use crate::store::tables::user::{self, Standing};
 use crate::store::{Change, UserNum};
@@ -51,8 +52,18 @@ impl Users {
         answer.json()
     }
 
-    /// A local user's profile; `NotFound` when there is no such account.
+    /// A local user's profile; `NotFound` when there is no such account. An application service in whose namespace it is, is
+    /// asked to make one that is not there.
     pub async fn local_profile(&self, user_id: &UserId) -> Result<Map<String, Value>, Error> {
+        match self.known_profile(user_id).await {
+            Err(Error::NotFound(_)) if self.services().make_user(user_id).await == Asked::Made => {
+                self.known_profile(user_id).await
+            }
+            known => known,
+        }
+    }
+
+    async fn known_profile(&self, user_id: &UserId) -> Result<Map<String, Value>, Error> {
         let user_id = user_id.to_owned();
         self.read(move |get| {
             let num = lookup::local(get, &user_id).map_err(|_| Error::NotFound("user"))?;

@@ -4,6 +4,7 @@
 //! `refresh.rs`.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, UserId};
@@ -42,6 +43,8 @@ pub struct Requester {
     pub is_suspended: bool,
     /// Which terms the user has agreed to, as a digest of theirs; 0 is none.
     pub agreed: u64,
+    /// The application service that makes the request, with its own token.
+    pub service: Option<Arc<str>>,
     /// When the token ends.
     pub(super) expires_ms: Option<u64>,
 }
@@ -209,7 +212,7 @@ impl Users {
     }
 
     /// Writes a device's last-seen, when the stored one is old. No request waits for it, and a power cut may lose it.
-    fn note_seen(&self, requester: &Requester, ip: IpAddr) {
+    pub(super) fn note_seen(&self, requester: &Requester, ip: IpAddr) {
         let now_ms = self.now_ms();
         let key = (requester.user_num, requester.device_id.clone());
         {
@@ -268,7 +271,18 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<(Requester, bool), Erro
     let user_id = lookup::id_of(get, user_num)?;
     let user::Account { admin: is_admin, locked: is_locked, suspended: is_suspended, agreed, .. } = row;
     Ok((
-        Requester { user_id, user_num, device_id, is_admin, is_guest, is_locked, is_suspended, agreed, expires_ms },
+        Requester {
+            user_id,
+            user_num,
+            device_id,
+            is_admin,
+            is_guest,
+            is_locked,
+            is_suspended,
+            agreed,
+            service: None,
+            expires_ms,
+        },
         is_unused,
     ))
 }

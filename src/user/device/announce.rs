@@ -17,7 +17,7 @@ use crate::user::sharing::{locals, rooms};
 const SERVERS_MAX: usize = 1000;
 
 /// Records a device's new keys or name, and tells the users who share a room.
-pub(super) fn device_changed(
+pub(in crate::user) fn device_changed(
     w: &mut Write<'_>,
     server: &ServerName,
     user: UserNum,

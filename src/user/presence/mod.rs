@@ -239,6 +239,17 @@ impl Users {
         failed.map_or(Ok(news), Err)
     }
 
+    /// The serial of the newest change of anybody's presence, and whose changed after another one; nobody's of one from the
+    /// future. Bounded by the table.
+    pub fn presence_since(&self, since: u64) -> (u64, Vec<UserNum>) {
+        if self.presence_mode() == PresenceMode::Off {
+            return (0, Vec::new());
+        }
+        let book = self.book();
+        let serial = book.serial();
+        (serial, if since <= serial { book.changed(Some(since)) } else { Vec::new() })
+    }
+
     /// The `m.presence` event of somebody, for a sync.
     pub fn presence_event(&self, read: &Read, user: UserNum) -> Result<Value, Error> {
         let shown = self.book().get(user).unwrap_or_default();

@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 
 use crate::store::row_encoding::{Unpack, put_u64};
-use crate::store::schema::{ALIAS, ROOM_ALIAS, ROOM_PUBLIC};
-use crate::store::{Error, Get, Result, RoomNum, UserNum, Write};
+use crate::store::schema::{ALIAS, NETWORK_ROOM, ROOM_ALIAS, ROOM_PUBLIC};
+use crate::store::{Error, Get, Result, RoomNum, UserNum, Write, after_prefix};
 
 /// A public room's place in the list: most members first, then the older room.
 pub fn public_key(joined: u64, num: RoomNum) -> [u8; 8] {
@@ -42,6 +42,49 @@ pub fn list_public(
     reads.range(&ROOM_PUBLIC, start, end, backwards, &mut |key, _| {
         let num = key.get(4..).and_then(RoomNum::from_key).ok_or_else(|| Error::corrupt(&ROOM_PUBLIC, key))?;
         visit(key, num)
+    })
+}
+
+/// Puts a room into the public list of a network, or takes it out. `most`: the rooms that it may have; false when it has as
+/// many.
+pub fn set_in_network(w: &mut Write, network: &str, num: RoomNum, listed: bool, most: usize) -> Result<bool> {
+    let prefix = w.hash128(&[network.as_bytes()]);
+    let key = [&prefix[..], &num.to_key()].concat();
+    if !listed {
+        w.remove(&NETWORK_ROOM, &key)?;
+        return Ok(true);
+    }
+    let mut count = 0;
+    w.prefix(&NETWORK_ROOM, &prefix, &mut |_, _| {
+        count += 1;
+        Ok(if count < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    if count >= most {
+        return Ok(false);
+    }
+    w.put(&NETWORK_ROOM, &key, &[])?;
+    Ok(true)
+}
+
+/// Visits the public list of a network, or of all of them one after the other, as [`list_public`] does; the newest room
+/// last.
+pub fn list_network(
+    reads: &impl Get,
+    network: Option<&str>,
+    from: &[u8],
+    backwards: bool,
+    visit: &mut dyn FnMut(&[u8], RoomNum) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let prefix = network.map_or(Vec::new(), |network| reads.hash128(&[network.as_bytes()]).to_vec());
+    // A place has eight bytes in every list.
+    let at = |place: &[u8]| [&prefix[..], place.get(4..).unwrap_or_default()].concat();
+    let (start, end) = match backwards {
+        true => (prefix.clone(), Some(at(from))),
+        false => (at(from), after_prefix(&prefix)),
+    };
+    reads.range(&NETWORK_ROOM, &start, end.as_deref(), backwards, &mut |key, _| {
+        let num = key.get(16..).and_then(RoomNum::from_key).ok_or_else(|| Error::corrupt(&NETWORK_ROOM, key))?;
+        visit(&[&[0; 4], &key[16..]].concat(), num)
     })
 }
 

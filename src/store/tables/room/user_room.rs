@@ -104,6 +104,16 @@ pub fn stripped(get: &impl Get, user: UserNum, room: RoomNum) -> Result<Option<V
     get.get(&STRIPPED, &pair(user.to_key(), room.to_key()))
 }
 
+/// Visits the users and rooms with such state: invites and knocks from outside.
+pub fn list_stripped(get: &impl Get, visit: &mut dyn FnMut(UserNum, RoomNum) -> Result<ControlFlow<()>>) -> Result<()> {
+    get.range(&STRIPPED, &[], None, false, &mut |key, _| {
+        let user = UserNum::from_key(key.get(..4).unwrap_or_default());
+        let room = key.get(4..).and_then(RoomNum::from_key);
+        let (user, room) = user.zip(room).ok_or_else(|| Error::corrupt(&STRIPPED, key))?;
+        visit(user, room)
+    })
+}
+
 /// Keeps the stripped state of an invite or knock from outside, or drops it.
 pub fn set_stripped(w: &mut Write, user: UserNum, room: RoomNum, json: Option<&[u8]>) -> Result<()> {
     let key = pair(user.to_key(), room.to_key());

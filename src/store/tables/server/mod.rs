@@ -11,6 +11,7 @@ use crate::store::{
 
 pub mod follower;
 pub mod outbox;
+pub mod service;
 pub mod signing_key;
 
 /// Whether a server is worth asking.

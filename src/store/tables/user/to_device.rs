@@ -260,6 +260,24 @@ pub fn any(get: &impl Get, user: UserNum, device_id: &str) -> Result<bool> {
     Ok(get.has(&TO_DEVICE_SHARE, &prefix)? || get.has(&TO_DEVICE_COUNT, &prefix)?)
 }
 
+/// The users with messages for a device. A row for each device with some.
+pub fn users_waiting(get: &impl Get) -> Result<Vec<UserNum>> {
+    let mut users = Vec::new();
+    get.range(&TO_DEVICE_SHARE, &[], None, false, &mut |key, _| {
+        let user = key.get(..4).and_then(UserNum::from_key).ok_or_else(|| Error::corrupt(&TO_DEVICE_SHARE, key))?;
+        if users.last() != Some(&user) {
+            users.push(user);
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(users)
+}
+
+/// One message, if it is still there.
+pub fn get(get: &impl Get, user: UserNum, device_id: &str, at: Position) -> Result<Option<Vec<u8>>> {
+    get.get(&TO_DEVICE, &[&device::prefix(user, device_id)[..], &at.to_key()].concat())
+}
+
 /// A queue whose device is no more, which has messages left. Looks at the queues of all devices, a row each.
 pub fn next_ended(get: &impl Get) -> Result<Option<Vec<u8>>> {
     let mut ended = None;

@@ -1,0 +1,364 @@
+//! The files of application services: read at the start, when a command or SIGHUP says so, and when one of them changed.
+//!
+//! They are those that the settings name, those in folders that the settings name, and those in the folder `appservices` of
+//! the data folder, where `snug appservice add` puts them. A file that cannot be read any more keeps what it said before, so
+//! that a slip in an editor takes no bridge away; one that is gone takes its service away.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use ruma::ServerName;
+
+use crate::admin::{Registered, Registrations};
+use crate::base::{Clock, Worker};
+use crate::config::Config;
+use crate::deliver::services::Told;
+use crate::remote::service::{BYTES_MAX, Registration, SERVICES_MAX, Service};
+use crate::room::{EventNum, RoomNum, Rooms};
+use crate::store::{self, Read, UserNum};
+use crate::user::{self, Users};
+
+/// The folder in the data folder.
+const FOLDER: &str = "appservices";
+/// How often the files are looked at: their times and sizes, nothing else.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// One file of a registration.
+#[derive(Debug)]
+pub struct Found {
+    pub file: PathBuf,
+    pub read: Result<Registration, String>,
+}
+
+/// The folder for the files that `snug appservice add` brings.
+pub fn folder(data_dir: &Path) -> PathBuf {
+    data_dir.join(FOLDER)
+}
+
+/// Every file that the settings name, and what is wrong with folders that they name.
+fn files(config: &Config) -> Vec<Result<PathBuf, Found>> {
+    let mut files = Vec::new();
+    let own = folder(&config.data_dir);
+    let named = config.appservices.iter().cloned().chain(own.is_dir().then_some(own));
+    for path in named {
+        if !path.is_dir() {
+            files.push(Ok(path));
+            continue;
+        }
+        let entries = match std::fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) => {
+                files.push(Err(Found { read: Err(unreadable(&path, &error)), file: path }));
+                continue;
+            }
+        };
+        let is_yaml = |path: &PathBuf| path.extension().is_some_and(|is| is == "yaml" || is == "yml");
+        let mut inside: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_yaml).collect();
+        inside.sort_unstable();
+        files.extend(inside.into_iter().map(Ok));
+    }
+    files.truncate(4 * SERVICES_MAX);
+    files
+}
+
+/// Reads all registrations. Ids and tokens are unique among those that could be read.
+pub fn read_all(config: &Config) -> Vec<Found> {
+    let mut found: Vec<Found> = Vec::new();
+    for file in files(config) {
+        let file = match file {
+            Ok(file) => file,
+            Err(wrong) => {
+                found.push(wrong);
+                continue;
+            }
+        };
+        let read = read(&file, &config.server_name).and_then(|registration| check(&found, registration));
+        found.push(Found { file, read });
+    }
+    found
+}
+
+fn check(others: &[Found], registration: Registration) -> Result<Registration, String> {
+    let mut count = 0;
+    for (other, file) in others.iter().filter_map(|other| Some((other.read.as_ref().ok()?, &other.file))) {
+        count += 1;
+        if other.id == registration.id {
+            return Err(format!("id: {} has the same id \"{}\"", file.display(), registration.id));
+        }
+        if other.as_token == registration.as_token {
+            return Err(format!("as_token: {} has the same one", file.display()));
+        }
+    }
+    match count < SERVICES_MAX {
+        true => Ok(registration),
+        false => Err(format!("there are {SERVICES_MAX} application services already")),
+    }
+}
+
+/// Whether the user of the server may read a file that this command, perhaps another user's, could read; the name of who may
+/// not.
+pub fn kept_from(config: &Config, file: &Path) -> Option<String> {
+    let owner = std::fs::metadata(&config.data_dir).ok()?.uid();
+    let path = file.canonicalize().ok()?;
+    let may = path.ancestors().all(|part| {
+        let Ok(found) = std::fs::metadata(part) else { return false };
+        let bits = if found.is_dir() { 0o1 } else { 0o4 };
+        owner == 0
+            || match (found.uid() == owner, groups_of(owner).contains(&found.gid())) {
+                (true, _) => found.mode() & (bits << 6) != 0,
+                (_, true) => found.mode() & (bits << 3) != 0,
+                _ => found.mode() & bits != 0,
+            }
+    });
+    (!may).then(|| super::user_name(owner))
+}
+
+/// The groups of a user of this machine.
+fn groups_of(uid: u32) -> Vec<u32> {
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let name = super::user_name(uid);
+    let mut groups = Vec::new();
+    for line in read("/etc/passwd").lines() {
+        let fields: Vec<_> = line.split(':').collect();
+        if fields.first() == Some(&name.as_str()) {
+            groups.extend(fields.get(3).and_then(|gid| gid.parse::<u32>().ok()));
+        }
+    }
+    for line in read("/etc/group").lines() {
+        let fields: Vec<_> = line.split(':').collect();
+        if fields.get(3).is_some_and(|members| members.split(',').any(|member| member == name)) {
+            groups.extend(fields.get(2).and_then(|gid| gid.parse::<u32>().ok()));
+        }
+    }
+    groups
+}
+
+/// Reads one file.
+pub fn read(file: &Path, server: &ServerName) -> Result<Registration, String> {
+    let length = std::fs::metadata(file).map_err(|error| unreadable(file, &error))?.len();
+    if length > BYTES_MAX as u64 {
+        return Err(format!("the file is longer than {} KiB", BYTES_MAX / 1024));
+    }
+    let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
+    Registration::read(&text, server)
+}
+
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let me = super::user_name(rustix::process::geteuid().as_raw());
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            let file = file.display();
+            format!(
+                "{me} may not read it: give it to a group that {me} is in (sudo usermod -aG GROUP {me}; sudo chgrp GROUP {file}; sudo \
+                 chmod g+r {file}, and g+x for its folders), or hand over a copy with `snug appservice add {file}`"
+            )
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// The registrations of the running server.
+pub struct Files {
+    config: Config,
+    users: Users,
+    last: Mutex<Vec<Last>>,
+    /// One reading at a time.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// A file as it was read last.
+struct Last {
+    file: PathBuf,
+    stamp: Option<(SystemTime, u64)>,
+    registration: Option<Registration>,
+    error: Option<String>,
+}
+
+fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
+    let found = std::fs::metadata(file).ok()?;
+    Some((found.modified().ok()?, found.len()))
+}
+
+impl Files {
+    pub fn new(config: &Config, users: &Users) -> Arc<Files> {
+        let (last, turn) = (Mutex::default(), tokio::sync::Mutex::default());
+        Arc::new(Files { config: config.clone(), users: users.clone(), last, turn })
+    }
+
+    /// Reads all files and makes them the registrations. Answers what is wrong, a sentence for each file.
+    pub async fn load(&self) -> Vec<String> {
+        let _turn = self.turn.lock().await;
+        let mut now = Vec::new();
+        for Found { file, read } in read_all(&self.config) {
+            let before =
+                self.last.lock().iter().find(|last| last.file == file).and_then(|last| last.registration.clone());
+            let (registration, error) = match read {
+                Ok(registration) => (Some(registration), None),
+                Err(error) => (before.filter(|_| file.exists()), Some(error)),
+            };
+            now.push(Last { stamp: stamp(&file), file, registration, error });
+        }
+        // One that is kept from before may be in another file by now.
+        let mut services: Vec<Service> = Vec::new();
+        for last in &mut now {
+            let Some(registration) = last.registration.clone() else { continue };
+            let is_there = |other: &Service| other.id == registration.id || other.as_token == registration.as_token;
+            match services.iter().any(is_there) || services.len() >= SERVICES_MAX {
+                true => last.registration = None,
+                false => services.push(Service::new(registration)),
+            }
+        }
+        for service in &services {
+            match self.users.create_service_user(&service.sender).await {
+                Ok(()) => tracing::info!("the account {} was created for {}", service.sender, service.id),
+                Err(user::Error::Taken) => {}
+                Err(failed) => tracing::warn!("the account {} could not be created: {failed}", service.sender),
+            }
+        }
+        let wrong: Vec<_> =
+            now.iter().filter_map(|last| Some(format!("{}: {}", last.file.display(), last.error.as_ref()?))).collect();
+        self.users.services().set(services);
+        *self.last.lock() = now;
+        wrong
+    }
+
+    /// Reads them again when one changed, came or went. Without any file nothing is looked at.
+    pub async fn keep_current(&self, worker: &Worker, clock: &Clock) {
+        loop {
+            worker.idle_for(LOOK);
+            clock.sleep(LOOK).await;
+            if self.has_changed() {
+                worker.works_on("reading registrations");
+                self.load_and_say().await;
+                worker.done(1);
+            }
+        }
+    }
+
+    /// Whether there is anything to look at.
+    pub fn is_any(&self) -> bool {
+        !self.config.appservices.is_empty() || folder(&self.config.data_dir).is_dir()
+    }
+
+    fn has_changed(&self) -> bool {
+        let (files, last) = (files(&self.config), self.last.lock());
+        let same = |(file, last): (&Result<PathBuf, Found>, &Last)| match file {
+            Ok(file) => *file == last.file && stamp(file) == last.stamp,
+            Err(found) => found.file == last.file,
+        };
+        files.len() != last.len() || !files.iter().zip(last.iter()).all(same)
+    }
+
+    pub async fn load_and_say(&self) {
+        let wrong = self.load().await;
+        wrong.iter().for_each(|wrong| tracing::error!("application service: {wrong}"));
+        let services = self.users.services().list();
+        let names: Vec<_> = services.iter().map(|service| service.id.as_str()).collect();
+        match names.is_empty() {
+            true => tracing::info!("there is no application service"),
+            false => tracing::info!("application services: {}", names.join(", ")),
+        }
+    }
+}
+
+impl Registrations for Files {
+    fn reload(self: Arc<Self>) -> crate::admin::Reloading {
+        Box::pin(async move { self.load().await })
+    }
+
+    fn list(&self) -> Vec<Registered> {
+        let last = self.last.lock();
+        last.iter()
+            .map(|last| Registered {
+                file: last.file.display().to_string(),
+                id: last.registration.as_ref().map(|of| of.id.clone()),
+                url: last.registration.as_ref().and_then(|of| of.url.clone()),
+                sender: last.registration.as_ref().map(|of| of.sender.to_string()),
+                error: last.error.clone(),
+            })
+            .collect()
+    }
+}
+
+/// What the rooms and users know of what services are told.
+pub struct Facts {
+    pub rooms: Rooms,
+    pub users: Users,
+}
+
+impl Told for Facts {
+    fn event(&self, get: &Read, num: EventNum, out: &mut Vec<u8>) -> store::Result<bool> {
+        self.rooms.told_event(get, num, out)
+    }
+
+    fn invite(&self, get: &Read, user: UserNum, room: RoomNum, out: &mut Vec<u8>) -> store::Result<bool> {
+        self.rooms.told_invite(get, user, room, out)
+    }
+
+    fn typing(&self, since: u64) -> (u64, Option<Vec<RoomNum>>) {
+        self.rooms.typing_since(since)
+    }
+
+    fn typists(&self, room: RoomNum) -> Vec<UserNum> {
+        self.rooms.typists(room)
+    }
+
+    fn presence(&self, since: u64) -> (u64, Vec<UserNum>) {
+        self.users.presence_since(since)
+    }
+
+    fn presence_event(&self, get: &Read, user: UserNum) -> store::Result<String> {
+        match self.users.presence_event(get, user) {
+            Ok(event) => Ok(event.to_string()),
+            Err(user::Error::Store(failed)) => Err(failed),
+            Err(other) => Err(store::Error::Io(other.to_string())),
+        }
+    }
+}
+
+/// Keeps the name of a file short and free of what a path means.
+pub fn file_name(id: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() || "-_.".contains(letter) { letter } else { '_' };
+    let name: String = id.chars().map(plain).take(64).collect();
+    format!("{}.yaml", name.trim_start_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ruma::OwnedServerName;
+
+    fn registration(id: &str, token: &str) -> String {
+        format!(
+            "id: {id}\nurl: null\nas_token: {token}\nhs_token: h{token}\nsender_localpart: {id}\nnamespaces:\n  users:\n  - \
+             exclusive: true\n    regex: '@{id}_.*'\n"
+        )
+    }
+
+    #[test]
+    fn files_and_folders_are_read_and_what_is_wrong_is_named() {
+        let at = std::env::temp_dir().join(format!("snug-services-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&at);
+        std::fs::create_dir_all(at.join("data/appservices")).unwrap();
+        let put = |name: &str, text: &str| std::fs::write(at.join(name), text).unwrap();
+        put("irc.yaml", &registration("irc", "one"));
+        put("data/appservices/b.yaml", &registration("irc", "two"));
+        put("data/appservices/c.yml", &registration("other", "three"));
+        put("data/appservices/notes.txt", "nothing");
+        let config = Config {
+            appservices: vec![at.join("irc.yaml"), at.join("missing.yaml")],
+            data_dir: at.join("data"),
+            server_name: OwnedServerName::try_from("here.test").unwrap(),
+            ..Config::default()
+        };
+        let found = read_all(&config);
+        let said: Vec<_> = found.iter().map(|found| found.read.as_ref().map(|read| read.id.as_str())).collect();
+        assert_eq!((said[0], said[3]), (Ok("irc"), Ok("other")));
+        assert!(said[1].unwrap_err().contains("No such file") && said[2].unwrap_err().contains("same id"));
+        assert_eq!(file_name("../IRC bridge"), "_IRC_bridge.yaml");
+        std::fs::remove_dir_all(&at).unwrap();
+    }
+}
