@@ -1,12 +1,12 @@
 //! Files: POST media upload, create and PUT upload, GET download, thumbnail and config, on the new paths and the old.
 //!
-//! The old paths need no access token, so they answer with files of this server only.
+//! The old paths need no access token, so they answer with files of this server only, unless the settings say otherwise.
 
 use std::io::{Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 use serde_json::json;
 use tracing::Instrument;
 
@@ -101,24 +101,32 @@ pub async fn download(client: Arc<Client>, request: Request) -> Result<Response,
     if client.media.is_here(&server) {
         return send(&request, open(&client, &request).await?).await;
     }
-    let media_id = request.param("media_id");
-    if let Some(opened) = client.media.kept(&server, media_id).await? {
+    if let Some(opened) = client.media.kept(&server, request.param("media_id")).await? {
         return send(&request, opened).await;
     }
     request.limit_user(&rates::FETCH, requester.user_id.as_str())?;
-    let found = client.media.find(&server, media_id).await?;
+    let found = client.media.find(&server, request.param("media_id")).await?;
     send_found(&client, &request, found).await
 }
 
 /// GET /_matrix/media/v3/download/{server}/{media_id} and …/{name}: the old path, for files of this server from before
-/// downloads were authenticated.
+/// downloads were authenticated; where the settings say so, for others too.
 ///
 /// 404 `M_NOT_FOUND` when there is no such file, or it needs an access token; 504 `M_NOT_YET_UPLOADED` when the file has not come in time; 416
-/// without a body for a range beyond its end; 404 `M_NOT_FOUND` for files of other servers.
+/// without a body for a range beyond its end. For another server's file, where those are given out: as [`download`], and 404
+/// `M_NOT_FOUND` when it is not here and `allow_remote` is false.
 pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    only_here(&client, &request)?;
-    let opened = old(open(&client, &request).await?)?;
-    send(&request, opened).await
+    let server: OwnedServerName = request.param_as("server")?;
+    if client.media.is_here(&server) {
+        return send(&request, old(open(&client, &request).await?)?).await;
+    }
+    match kept_for_all(&client, &request, &server).await? {
+        Some(opened) => send(&request, opened).await,
+        None => {
+            let found = client.media.find(&server, request.param("media_id")).await?;
+            send_found(&client, &request, found).await
+        }
+    }
 }
 
 /// GET /_matrix/client/v1/media/thumbnail/{server}/{media_id}. An image of this server is made smaller; where it cannot be,
@@ -149,16 +157,43 @@ pub async fn thumbnail(client: Arc<Client>, request: Request) -> Result<Response
     send_found(&client, &request, found).await
 }
 
-/// GET /_matrix/media/v3/thumbnail/{server}/{media_id}
+/// GET /_matrix/media/v3/thumbnail/{server}/{media_id}: the old path, as [`download_old`].
 ///
 /// 400 `M_MISSING_PARAM` without `width` or `height`, or when one is 0; 400 `M_UNKNOWN` when a file of this server is
-/// no image; 404 `M_NOT_FOUND` when there is no such file; 504 `M_NOT_YET_UPLOADED` when the file has not come in
-/// time; 416 without a body for a range beyond its end; 404 `M_NOT_FOUND` for files of other servers.
+/// no image; 404 `M_NOT_FOUND` when there is no such file, or it needs an access token; 504 `M_NOT_YET_UPLOADED` when the
+/// file has not come in time; 416 without a body for a range beyond its end. For another server's file, where those are
+/// given out: as [`thumbnail`], and 404 `M_NOT_FOUND` when it is not here and `allow_remote` is false.
 pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    only_here(&client, &request)?;
+    let server: OwnedServerName = request.param_as("server")?;
     let scaled = scaled(&request)?;
-    let opened = image(old(open(&client, &request).await?)?)?;
-    send(&request, smaller(&client, &request, opened, &scaled).await?).await
+    let opened = match client.media.is_here(&server) {
+        true => Some(old(open(&client, &request).await?)?),
+        false => kept_for_all(&client, &request, &server).await?,
+    };
+    match opened {
+        Some(opened) => send(&request, smaller(&client, &request, image(opened)?, &scaled).await?).await,
+        None => {
+            let found = client.media.find_thumbnail(&server, request.param("media_id"), &scaled).await?;
+            send_found(&client, &request, found).await
+        }
+    }
+}
+
+/// A kept file of another server for somebody without an access token; none when it may be fetched for them.
+async fn kept_for_all(client: &Client, request: &Request, server: &ServerName) -> Result<Option<Opened>, Error> {
+    if client.media.is_authenticated() {
+        let why = "Media of other servers needs the authenticated endpoints under /_matrix/client/v1/media";
+        return Err(ErrorResponse::not_found(why).into());
+    }
+    if let Some(opened) = client.media.kept(server, request.param("media_id")).await? {
+        return Ok(Some(old(opened)?));
+    }
+    // Servers that ask for somebody else's file would otherwise ask each other in a circle.
+    if request.query_as("allow_remote")? == Some(false) {
+        return Err(ErrorResponse::not_found("This file is not kept here").into());
+    }
+    request.limit(&rates::FETCH)?;
+    Ok(None)
 }
 
 /// Client-server API, "Content Repository": the old paths are frozen, so that what is newer needs an access token.
@@ -167,16 +202,6 @@ fn old(opened: Opened) -> Result<Opened, ErrorResponse> {
         false => Ok(opened),
         true => Err(ErrorResponse::not_found(
             "This file needs an access token and the endpoints under /_matrix/client/v1/media",
-        )),
-    }
-}
-
-fn only_here(client: &Client, request: &Request) -> Result<(), ErrorResponse> {
-    let server: OwnedServerName = request.param_as("server")?;
-    match client.media.is_here(&server) {
-        true => Ok(()),
-        false => Err(ErrorResponse::not_found(
-            "Media of other servers needs the authenticated endpoints under /_matrix/client/v1/media",
         )),
     }
 }

@@ -108,6 +108,7 @@ fn accounts(router: &mut Router, client: &Arc<Client>) {
         .under(&R0_V3, Method::POST, "/register", register::register)
         .under(&R0_V3, Method::GET, "/auth/{auth_type}/fallback/web", fallback::show)
         .under(&R0_V3, Method::POST, "/auth/{auth_type}/fallback/web", fallback::prove)
+        .get("/_matrix/static/client/login/", fallback::login)
         .under(&R0_V3, Method::GET, "/register/available", register::available)
         .get("/_matrix/client/v1/register/m.login.registration_token/validity", register::token_validity)
         .under(&R0_V3, Method::POST, "/account/password", account::password)

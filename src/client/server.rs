@@ -10,7 +10,9 @@ use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
 use crate::room::{DELAY_MS_MAX, SCHEDULED_MAX};
 
-/// Releases of the specification that this server supports.
+/// Releases of the specification that this server supports. 1.17 takes away the rules for mentions by name (MSC4210), which
+/// notify of what apps and bridges without `m.mentions` send, and without which apps of before 2026 fail to switch mentions on
+/// or off; 1.18 has policy servers.
 const VERSIONS: &[&str] = &[
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10",
     "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16",
@@ -24,10 +26,12 @@ pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response,
         "io.element.msc4190": true,
         "com.beeper.msc4446": true,
         "computer.gingershaped.msc4466": true,
+        "fi.mau.msc2815": client.rooms.redacted_kept_ms() > 0,
         "org.matrix.e2e_cross_signing": true,
         "org.matrix.msc3391": true,
         "org.matrix.msc3026.busy_presence": client.users.presence_mode() != PresenceMode::Off,
         "org.matrix.msc3814": true,
+        "org.matrix.msc3874": true,
         "org.matrix.msc3881": true,
         "org.matrix.msc3912": true,
         "org.matrix.msc3916.stable": true,

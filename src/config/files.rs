@@ -44,7 +44,8 @@ pub const SETTINGS: &[Setting] = &[
         "media.authenticated",
         "true",
         "Whether a new upload is given out to those alone who show an access token, as the specification demands. With false \
-         also old apps and web pages can show it, from /_matrix/media. Counts for files uploaded from then on.",
+         also old apps and web pages can show it, from /_matrix/media, and anybody can have this server fetch files of other \
+         servers. Counts for files uploaded or fetched from then on.",
         |config, given| Ok(config.media.authenticated = given.flag()?),
     ),
 ];

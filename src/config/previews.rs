@@ -7,6 +7,7 @@ use super::setting::{Setting, setting};
 pub struct Previews {
     pub enabled: bool,
     pub deny: Vec<String>,
+    pub private_hosts: Vec<String>,
     /// Whether the home network may be asked: no setting, for tests that have all servers on the loopback.
     pub allow_private: bool,
 }
@@ -17,7 +18,7 @@ pub const SETTINGS: &[Setting] = &[
         "true",
         "Whether links in messages get a preview: this server fetches the page when an app asks for it, so the page's owner sees \
          this server's address, which other servers can look up anyway, and when somebody here came across the link. Addresses of \
-         the home network are never asked. Apps do not ask for links in encrypted rooms unless told to.",
+         the home network are not asked. Apps do not ask for links in encrypted rooms unless told to.",
         |config, given| Ok(config.previews.enabled = given.flag()?),
     )
     .live(),
@@ -28,4 +29,23 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| Ok(config.previews.deny = given.texts()?.into_iter().map(ToOwned::to_owned).collect()),
     )
     .live(),
+    setting(
+        "previews.private_hosts",
+        "[]",
+        "Hosts of your own network that links may lead to, such as [\"wiki.lan\", \"192.168.1.5\"] for a wiki there: each is \
+         asked on any port, and everybody with an account here sees what it shows to somebody who has not logged in.",
+        |config, given| {
+            Ok(config.previews.private_hosts = given.texts()?.into_iter().map(host).collect::<Result<_, _>>()?)
+        },
+    )
+    .live(),
 ];
+
+/// A host as it stands in a URL: a name or an address, without scheme, port or path.
+fn host(text: &str) -> Result<String, String> {
+    let is = text.trim_end_matches('.').to_ascii_lowercase();
+    match url::Host::parse(&is) {
+        Ok(host) if host.to_string() == is => Ok(is),
+        _ => Err(format!("{text:?} is no host such as \"wiki.lan\" or \"192.168.1.5\"")),
+    }
+}

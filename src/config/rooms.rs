@@ -9,6 +9,7 @@ use crate::room::Policy;
 pub struct Rooms {
     pub admission: Policy,
     pub forget_left: bool,
+    pub redacted_kept_days: Option<u32>,
 }
 
 pub const SETTINGS: &[Setting] = &[
@@ -31,6 +32,13 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| Ok(config.rooms.forget_left = given.flag()?),
     )
     .live(),
+    setting(
+        "rooms.redacted_kept_days",
+        "0",
+        "For how many days those who may delete messages in a room, and the administrators of this server in their rooms, can \
+         still see what a message said that was deleted; some apps have a button for it. With 0 a deleted message is gone at once.",
+        |config, given| Ok(config.rooms.redacted_kept_days = given.days()?),
+    ),
     setting(
         "rooms.default_version",
         r#""12""#,

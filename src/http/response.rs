@@ -58,9 +58,18 @@ impl Response {
     /// A small page of our own, with the style sheet and the script that stand in it. No other may be used in it, it may
     /// load nothing, and no page may frame it. Pictures may stand in it as `data:` URLs.
     pub fn html(page: impl Into<Bytes>, style: &str, script: &str) -> Self {
+        Self::html_that(page.into(), style, script, "")
+    }
+
+    /// The same, and its script may ask this server.
+    pub fn html_asking(page: impl Into<Bytes>, style: &str, script: &str) -> Self {
+        Self::html_that(page.into(), style, script, "connect-src 'self'; ")
+    }
+
+    fn html_that(page: Bytes, style: &str, script: &str, may: &str) -> Self {
         let hash = |text: &str| STANDARD.encode(Sha256::digest(text));
         let policy = format!(
-            "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'self'; \
+            "default-src 'none'; {may}style-src 'sha256-{}'; script-src 'sha256-{}'; img-src data:; base-uri 'none'; form-action 'self'; \
              frame-ancestors 'none'",
             hash(style),
             hash(script)

@@ -423,7 +423,7 @@ impl Transfer {
             name,
             uploader: None,
             created_ms: media.0.parts.clock.now_ms(),
-            authenticated: true,
+            authenticated: media.is_authenticated(),
             used_day: Some(media.today()),
         };
         // Those who read it have all of it either way.

@@ -136,6 +136,11 @@ impl Media {
         *server == *self.0.parts.server
     }
 
+    /// Whether files are given out to those alone who show an access token, from now on.
+    pub fn is_authenticated(&self) -> bool {
+        self.0.parts.options.authenticated
+    }
+
     pub fn upload_bytes_max(&self) -> u64 {
         self.0.parts.options.upload_bytes_max
     }

@@ -172,6 +172,24 @@ impl Rooms {
         Ok(scheduled)
     }
 
+    /// The id of the event that was scheduled in a transaction of a device, if any was.
+    pub async fn scheduled(
+        &self,
+        sender: &UserId,
+        room_id: &RoomId,
+        kind: &str,
+        (device, txn): (&str, &str),
+    ) -> Result<Option<String>> {
+        let (sender, room_id, kind) = (sender.to_owned(), room_id.to_owned(), kind.to_owned());
+        let (device, txn) = (device.to_owned(), txn.to_owned());
+        self.reading(move |_, read| {
+            let Some(user) = user::num(read, sender.as_str())? else { return Ok(None) };
+            let id = id_of(read, user, &device, &room_id, &kind, &txn);
+            Ok(delayed::get(read, &id)?.map(|_| id))
+        })
+        .await
+    }
+
     /// Cancels, restarts or sends a delayed event. `user`: whose it must be; whoever knows the id may do so without.
     /// `NotFound` when there is none; when it is sent, what refuses the event.
     pub async fn manage_delayed(&self, id: &str, user: Option<&UserId>, action: DelayAction) -> Result<Managed> {
@@ -739,6 +757,24 @@ mod tests {
         }
         assert_eq!(house.membership(&room, &ben), Some(crate::store::tables::room::event_row::Membership::Leave));
         assert_eq!(house.event(&said).content(), "{}");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_leads_to_what_was_scheduled_in_it() {
+        let house = house();
+        let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+        let room = house.public_room(&anna).await;
+        let id = house.rooms.schedule(&anna, &room, delay(1_000, Some("a"))).await.unwrap().id();
+        let look = async |who, kind, txn| house.rooms.scheduled(who, &room, kind, txn).await.unwrap();
+        assert_eq!(look(&anna, "m.room.message", ("D", "a")).await, Some(id));
+        for (who, kind, txn) in [
+            (&anna, "m.room.message", ("D", "b")),
+            (&anna, "m.room.message", ("E", "a")),
+            (&anna, "m.x", ("D", "a")),
+            (&ben, "m.room.message", ("D", "a")),
+        ] {
+            assert_eq!(look(who, kind, txn).await, None, "{who} {kind} {txn:?}");
+        }
     }
 
     #[tokio::test]

@@ -86,6 +86,7 @@ impl Rooms {
 async fn step(rooms: &Rooms) -> Result<Option<u64>> {
     let Some(Step { task, events, next }) = rooms.reading(|_, read| look(read)).await? else { return Ok(None) };
     let guard = rooms.lock(task.room).await;
+    let here = rooms.here();
     let work = move |w: &mut crate::store::Write<'_>| {
         let mut redacted = 0;
         let version = known_num(w, task.room)?.version;
@@ -93,7 +94,7 @@ async fn step(rooms: &Rooms) -> Result<Option<u64>> {
             let row = event::row_of(w, num)?;
             if !row.flags.redacted {
                 let event = load_row(w, version, &row)?;
-                strike(w, &event, num, row, task.by)?;
+                strike(w, &here, &event, num, row, task.by)?;
                 redacted += 1;
             }
         }

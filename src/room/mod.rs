@@ -24,7 +24,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
@@ -151,6 +151,8 @@ struct Inner {
     intake: receive::intake::Intake,
     /// Whoever leaves a room forgets it too.
     forgets: AtomicBool,
+    /// For how long moderators see what redacted events said.
+    redacted_kept_ms: AtomicU64,
     delays: delayed::Delays,
     leaving: Arc<guests::Leaving>,
     redactions: Arc<mass_redaction::Waiting>,
@@ -182,6 +184,7 @@ impl Rooms {
             renewals: membership::profile::Renewals::default(),
             intake,
             forgets: AtomicBool::new(false),
+            redacted_kept_ms: AtomicU64::new(0),
             delays: delayed::Delays::default(),
             leaving,
             redactions,
@@ -205,6 +208,16 @@ impl Rooms {
     /// Sets whether whoever leaves a room forgets it too.
     pub fn set_forgets_left_rooms(&self, forgets: bool) {
         self.0.forgets.store(forgets, Relaxed);
+    }
+
+    /// Sets for how long moderators see what redacted events said. `serve` does so once.
+    pub fn set_redacted_kept(&self, days: Option<u32>) {
+        self.0.redacted_kept_ms.store(u64::from(days.unwrap_or(0)) * 24 * 3600 * 1000, Relaxed);
+    }
+
+    /// For how long moderators see what redacted events said (MSC2815); 0 for not at all.
+    pub fn redacted_kept_ms(&self) -> u64 {
+        self.0.redacted_kept_ms.load(Relaxed)
     }
 
     /// Whether whoever leaves a room forgets it too (MSC4267).
@@ -301,6 +314,7 @@ impl Rooms {
             rules: self.0.rules.clone(),
             forgets: self.forgets_left_rooms(),
             counts: self.0.counts.clone(),
+            redacted_kept_ms: self.redacted_kept_ms(),
         }
     }
 

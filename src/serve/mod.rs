@@ -254,6 +254,7 @@ impl Server {
         });
         rooms.set_admission(config.rooms.admission);
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
+        rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         rooms.set_search(config.search);
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
@@ -285,8 +286,8 @@ impl Server {
                 ..config.media.clone()
             },
         });
-        let Previews { enabled, deny, allow_private } = config.previews.clone();
-        media.set_previews(media::PreviewOptions { enabled, deny, allow_private });
+        let Previews { enabled, deny, private_hosts, allow_private } = config.previews.clone();
+        media.set_previews(media::PreviewOptions { enabled, deny, private_hosts, allow_private });
         let sender = Sender::new(
             store.clone(),
             remote.clone(),

@@ -70,8 +70,8 @@ impl Reloader {
         }
         client.notices.set_options(notice_options(config));
         client.settings.set(config.apps.clone());
-        let Previews { enabled, deny, allow_private } = config.previews.clone();
-        self.media.set_previews(PreviewOptions { enabled, deny, allow_private });
+        let Previews { enabled, deny, private_hosts, allow_private } = config.previews.clone();
+        self.media.set_previews(PreviewOptions { enabled, deny, private_hosts, allow_private });
         if let Some(federation) = &self.federation {
             federation.well_known_server.set(config.federation.name.clone());
         }

@@ -261,6 +261,12 @@ pub const TOLD_ROOM: Table = table(
 );
 pub const TOLD_ROOM_AGE: Table = table("told_room_age", "room", "u64 when, key of told_room → u32 its length");
 
+pub const REDACTED: Table = table(
+    "redacted",
+    "room",
+    "EventNum → u64 when it was redacted, its JSON before; 0 → u64 bytes of them all; kept as the settings say",
+);
+pub const REDACTED_AGE: Table = table("redacted_age", "room", "u64 when, EventNum → nothing");
 pub const STICKY: Table = table(
     "sticky",
     "room",
@@ -412,6 +418,8 @@ pub const TABLES: &[&Table] = &[
     &DELAYED_USER,
     &TOLD_ROOM,
     &TOLD_ROOM_AGE,
+    &REDACTED,
+    &REDACTED_AGE,
     &SEARCH,
     &SEARCH_STATUS,
     &SEARCH_LATE,

@@ -30,6 +30,7 @@ use crate::store::{self, Read, Store, Write, WriteError};
 pub use crate::remote::service::{Service, Services, ThirdParty, instance_id as network_instance};
 pub use crate::remote::web::WebFailed as ServiceFailed;
 pub use crate::store::{Position, UserNum};
+pub use account::directory::SEARCH_BYTES;
 pub use account::find::{Listed, Order, Wanted};
 pub use account::login_token::LOGIN_TOKEN_MS;
 pub use account::page_session::form_token;

@@ -258,6 +258,7 @@ pub const TABLE: &[Endpoint] = &[
     get(V3, "/auth/{auth_type}/fallback/web").of(Anybody).asks("session=session"),
     post(V3, "/auth/{auth_type}/fallback/web", Bytes).of(Anybody).asks("session=session"),
     get(BARE, "/").of(Anybody),
+    get(BARE, "/_matrix/static/client/login/").of(Anybody).asks("device_id=device_id"),
     get(BARE, "/_snug/first/{code}").of(Anybody),
     post(BARE, "/_snug/first/{code}", Bytes).of(Anybody),
     // The administrators' page. What needs a session there leads to the sign-in.

@@ -12,6 +12,7 @@ use crate::lab::picture;
 use crate::lab::render::Rendered;
 use crate::lab::resident::{Dials, Resident, media_bytes};
 use crate::lab::room::{self as made, RESIDENT};
+use crate::rooms::eventually;
 use crate::server::{Folder, Pair, TestServer, TestUser};
 
 async fn upload(house: &TestServer, who: &TestUser, kind: &str, bytes: &[u8]) -> String {
@@ -309,6 +310,28 @@ impl Visit {
 
 fn file(bytes: u64) -> String {
     format!("/_matrix/client/v1/media/download/{RESIDENT}/bytes{bytes}")
+}
+
+/// Where the settings give files out to anybody, those of other servers too: apps of before access tokens for files saw none.
+#[tokio::test]
+async fn where_no_token_is_asked_for_others_files_need_none_either() {
+    let old = |bytes: u64, more: &str| format!("/_matrix/media/v3/download/{RESIDENT}/bytes{bytes}{more}");
+    let visit = Visit::start(Dials::default(), |_| {}).await;
+    let refused = visit.house.send("GET", &old(5_000, ""), &[], Vec::new()).await;
+    assert_eq!((refused.status, visit.asked()), (404, 0));
+    visit.house.stop().await;
+
+    let visit = Visit::start(Dials::default(), |config| config.media.authenticated = false).await;
+    let get = async |path: String| visit.house.send("GET", &path, &[], Vec::new()).await;
+    assert_eq!(get(old(5_000, "?allow_remote=false")).await.status, 404);
+    assert_eq!(visit.asked(), 0);
+    for path in [old(5_000, ""), old(5_000, "/name.bin"), old(5_000, "?allow_remote=false")] {
+        let got = get(path.clone()).await;
+        assert_eq!((got.status, got.bytes), (200, media_bytes(0, 5_000)), "{path}");
+        eventually("the file is kept", async || (visit.staged() == 0).then_some(())).await;
+    }
+    assert_eq!(visit.asked(), 1);
+    visit.house.stop().await;
 }
 
 #[tokio::test]

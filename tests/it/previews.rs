@@ -53,6 +53,7 @@ fn answer(path: &str) -> (&'static str, &'static str, Vec<u8>) {
         "/without" => page("<title>No picture</title><meta property=og:image content='/gone.jpg'>"),
         "/endless" => page(&format!("<title>Long</title><body>{}", "word ".repeat(1_000_000))),
         "/a/picture.jpg" => ("200 OK", "image/jpeg", picture::jpeg(1600, 800, 1)),
+        "/moved" => ("302 Found\r\nlocation: plain", "text/plain", Vec::new()),
         "/home" => ("302 Found\r\nlocation: http://192.168.1.1/", "text/plain", Vec::new()),
         "/file" => ("200 OK", "application/pdf", vec![7; 100]),
         _ => ("404 Not Found", "text/html", Vec::new()),
@@ -117,6 +118,21 @@ async fn the_home_network_is_not_asked() {
     house.get("/_matrix/client/v1/media/preview_url", &alice).await.refused(400, "M_MISSING_PARAM");
     let can = house.get("/capabilities", &alice).await.ok();
     assert_eq!(can["capabilities"]["io.element.msc4452.preview_url"], json!({ "enabled": true }));
+}
+
+/// A wiki in the home network had no previews, whatever its owner wanted.
+#[tokio::test]
+async fn hosts_of_the_home_network_are_asked_when_they_are_named() {
+    let site = site().await;
+    let house = TestServer::start_with(|config| config.previews.private_hosts = vec!["127.0.0.1".to_owned()]).await;
+    let alice = house.register("alice").await;
+    let shown = preview(&house, &alice, &format!("{}/page", site.url)).await.ok();
+    assert_eq!((&shown["og:title"], &shown["og:image:width"]), (&json!("A & B"), &json!(800)));
+    let moved = preview(&house, &alice, &format!("{}/moved", site.url)).await.ok();
+    assert_eq!(moved["og:title"], "Plain");
+    // Not others, and not by a redirect.
+    preview(&house, &alice, "http://127.0.0.2/").await.refused(403, "M_FORBIDDEN");
+    preview(&house, &alice, &format!("{}/home", site.url)).await.refused(403, "M_FORBIDDEN");
 }
 
 #[tokio::test]

@@ -143,10 +143,32 @@ async fn a_registration_goes_on_in_a_browser() {
     assert_eq!(register(json!({ "session": session })).await.ok()["user_id"], "@bob:localhost");
 
     assert_eq!(page(&house, &of("m.login.password")).await.0, 404);
+    assert_eq!(page(&house, &of("m.login.dummy")).await.0, 404, "this session does not ask for it");
     let other = "/_matrix/client/v3/auth/m.login.terms/fallback/web";
     assert_eq!(page(&house, &format!("{other}?session=nonsense")).await.0, 404);
     assert_eq!(page(&house, other).await.0, 400);
     // A session for something else is not one of a registration.
+    house.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_knows_no_step_clicks_and_logs_in_on_a_page() {
+    let house = TestServer::start().await;
+    let register = |auth: Value| {
+        let body = json!({ "username": "bob", "password": "eight or more", "auth": auth });
+        house.request("POST", "/register", None, body)
+    };
+    let asked = register(Value::Null).await.json();
+    let session = asked["session"].as_str().unwrap();
+    let step = format!("/_matrix/client/v3/auth/m.login.dummy/fallback/web?session={session}");
+    assert!(page(&house, &step).await.1.contains("Go on"));
+    assert!(form(&house, &step, "").await.1.contains("window.onAuthDone()"));
+    assert_eq!(register(json!({ "session": session })).await.ok()["user_id"], "@bob:localhost");
+
+    let reply = house.send("GET", "/_matrix/static/client/login/?device_id=D", &[], Vec::new()).await;
+    let policy = reply.headers["content-security-policy"].to_str().unwrap().to_owned();
+    assert!(policy.contains("default-src 'none'; connect-src 'self';"), "{policy}");
+    assert!(html(&reply).contains("window.matrixLogin.onLogin(response)"));
     house.stop().await;
 }
 

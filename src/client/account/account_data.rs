@@ -33,7 +33,7 @@ pub async fn get(client: Arc<Client>, request: Request) -> Result<Response, Erro
     Ok(Response::json_bytes(StatusCode::OK, json))
 }
 
-/// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same path for a room.
+/// PUT /_matrix/client/v3/user/{user_id}/account_data/{kind}, and the same path for a room. An empty object removes the entry.
 ///
 /// 403 `M_FORBIDDEN` when the path names another user; 405 `M_BAD_JSON` for types that have endpoints of their own;
 /// 400 `M_BAD_JSON` when the content is no object, is nested too deeply or is not what the specification has for its type,

@@ -1,5 +1,6 @@
 //! Stages of user-interactive authentication in a browser, for apps that do not know them ("Fallback"): GET and POST
-//! auth/{type}/fallback/web. There is a page for the stages of a registration that are more than a click.
+//! auth/{type}/fallback/web, for the stages of a registration. And logging in there ("Login fallback"): GET
+//! static/client/login/.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ const DONE: &str = r#"if (window.onAuthDone) {
 /// GET /_matrix/client/v3/auth/{type}/fallback/web?session={session}: the page of the stage.
 ///
 /// 400 `M_MISSING_PARAM` without a session; 404 `M_NOT_FOUND` for a stage without a page, and for a session that is not
-/// there any more. All of them as pages.
+/// there any more or does not ask for it. All of them as pages.
 pub async fn show(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     Ok(shown(&client, &request).await.unwrap_or_else(|failed| terms::trouble(&client, failed)))
 }
@@ -59,12 +60,13 @@ async fn proved(client: &Client, request: &mut Request) -> Result<Response, Erro
 
 /// The stage in the path and the session in the query. A page for a session that is over would be of no use.
 fn asked(client: &Client, request: &Request) -> Result<(Stage, String), ErrorResponse> {
+    let session = request.query("session").ok_or_else(|| ErrorResponse::missing_param("session"))?;
     let stage = match request.param("auth_type") {
+        "m.login.dummy" => Stage::Dummy,
         "m.login.terms" => Stage::Terms,
         "m.login.registration_token" => Stage::RegistrationToken,
         _ => return Err(ErrorResponse::not_found("This server has no page for this step. The app has to know it.")),
     };
-    let session = request.query("session").ok_or_else(|| ErrorResponse::missing_param("session"))?;
     match client.users.is_registering(&session, stage) {
         true => Ok((stage, session)),
         false => Err(ended()),
@@ -86,7 +88,14 @@ fn form(client: &Client, request: &Request, stage: Stage, wrong: &str) -> Respon
 autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" autofocus>{wrong}<button>Go on</button></form>"
             ),
         ),
-        _ => (
+        Stage::Dummy | Stage::Password => (
+            "Your account",
+            format!(
+                "<h1>Your account</h1><p class=\"lead\">You are about to make an account on {server}.</p>\
+<form method=\"post\"><button>Go on</button></form>"
+            ),
+        ),
+        Stage::Terms => (
             "Terms",
             format!(
                 "<h1>Terms of {server}</h1><p class=\"lead\">These hold for everybody with an account here:</p>{}\
@@ -96,6 +105,20 @@ autocomplete=\"off\" autocapitalize=\"none\" spellcheck=\"false\" autofocus>{wro
         ),
     };
     page::page(title, client.users.server().as_str(), &what)
+}
+
+/// GET /_matrix/static/client/login/: a page that logs in by user name and password, for apps that know no way to log in. Its
+/// script gives the answer to the app that opened it.
+pub async fn login(client: Arc<Client>, _: Request) -> Result<Response, Error> {
+    let server = client.users.server().as_str();
+    let shown = escaped(server);
+    let body = format!(
+        "<h1>Log in</h1><p class=\"lead\">With your account on {shown}.</p><form method=\"post\">\
+<label for=\"user\">User name</label><input id=\"user\" name=\"user\" required autocomplete=\"username\" autocapitalize=\"none\" \
+spellcheck=\"false\" autofocus><label for=\"password\">Password</label><input id=\"password\" name=\"password\" type=\"password\" \
+required autocomplete=\"current-password\"><p class=\"wrong\" id=\"wrong\" role=\"alert\" hidden></p><button>Log in</button></form>"
+    );
+    Ok(page::page_that_asks("Log in", server, &body, include_str!("login.js")))
 }
 
 fn done(client: &Client) -> Response {

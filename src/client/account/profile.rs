@@ -10,6 +10,7 @@ use crate::budget::Grant;
 use crate::client::{Client, Error, auth, rates};
 use crate::flow::{self, Propagate};
 use crate::http::{ErrorResponse, Request, Response};
+use crate::user::SEARCH_BYTES;
 
 /// The most results of one search.
 const FOUND_MAX: usize = 50;
@@ -106,6 +107,7 @@ pub async fn search(client: Arc<Client>, mut request: Request) -> Result<Respons
     request.limit_user(&rates::FIND, requester.user_id.as_str())?;
     let body: SearchBody = request.json().await?;
     let most = body.limit.unwrap_or(10).clamp(1, FOUND_MAX);
+    let _grant = client.budget.account("response_bodies").take(SEARCH_BYTES).await?;
     let (results, limited) =
         client.users.search(requester.user_num, &body.search_term, most, client.options().search_all_users).await?;
     Ok(Response::json(&json!({ "results": results, "limited": limited })))

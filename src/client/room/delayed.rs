@@ -64,6 +64,18 @@ pub fn sticky(request: &Request) -> Result<Option<u64>, ErrorResponse> {
     }
 }
 
+/// The answer to a send with a delay that was answered before, which needs no content again.
+pub async fn again(client: &Client, requester: &Requester, request: &Request) -> Result<Option<Response>, Error> {
+    if in_query(request)?.is_none() {
+        return Ok(None);
+    }
+    let (room_id, kind) = (request.param_as::<OwnedRoomId>("room_id")?, request.param("type"));
+    let device = super::send::device_of(requester);
+    let txn = (device.as_str(), request.param("txn_id"));
+    let id = client.rooms.scheduled(&requester.user_id, &room_id, kind, txn).await?;
+    Ok(id.map(|id| Response::json(&json!({ "delay_id": id }))))
+}
+
 /// Schedules an event; errors as [`put`].
 pub async fn schedule(
     client: &Client,

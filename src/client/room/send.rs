@@ -25,7 +25,10 @@ const REDACTION: &str = "m.room.redaction";
 /// authorisation rules refuse the event; 413 `M_TOO_LARGE` when the event is too large.
 pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = asking(&client, &request).await?;
-    let mut content = content(&mut request).await?;
+    let mut content = match content(&mut request).await {
+        Ok(content) => content,
+        Err(failed) => return delayed::again(&client, &requester, &request).await?.ok_or(failed),
+    };
     let txn = Some((device_of(&requester), request.param("txn_id").to_owned()));
     let ts = auth::massaged_time(&requester, &request)?;
     let (kind, sticky_ms) = (request.param("type").to_owned(), delayed::sticky(&request)?);

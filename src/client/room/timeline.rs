@@ -16,12 +16,30 @@ use crate::client::{Client, Error, Requester, auth, rates};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::room::{ANSWER_BYTES, Direction, Events, PAGE_EVENTS_MAX, Paging, Reader, Related, Threads, Token};
 
-/// 404 `M_NOT_FOUND` when the room or event is not known or the user may not see it.
+/// 404 `M_NOT_FOUND` when the room or event is not known or the user may not see it. What a redacted event said (MSC2815): 403
+/// `M_FORBIDDEN` when the user may not redact events of others; 404 when it is not kept.
 pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let reader = reader(auth::requester(&client, &request).await?);
+    let requester = auth::requester(&client, &request).await?;
+    let is_admin = requester.is_admin;
+    let reader = reader(requester);
     let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
-    let event = client.rooms.event(&reader, &room_id, &event_id).await?;
+    let event = match unredacted(&request)? {
+        false => client.rooms.event(&reader, &room_id, &event_id).await?,
+        true => match client.rooms.unredacted(&reader, &room_id, &event_id, is_admin).await? {
+            Some(event) => event,
+            None => {
+                let why = "What this event said is not kept any more";
+                let gone = ErrorResponse::new(StatusCode::NOT_FOUND, "FI.MAU.MSC2815_UNREDACTED_CONTENT_DELETED", why);
+                return Err(gone.with("fi.mau.msc2815.content_keep_ms", client.rooms.redacted_kept_ms()).into());
+            }
+        },
+    };
     Ok(Response::json_bytes(StatusCode::OK, event))
+}
+
+fn unredacted(request: &Request) -> Result<bool, ErrorResponse> {
+    let of = |name| Ok::<_, ErrorResponse>(request.query_as::<bool>(name)? == Some(true));
+    Ok(of("fi.mau.msc2815.include_unredacted_content")? || of("include_unredacted_content")?)
 }
 
 /// 400 `M_INVALID_PARAM` when `dir`, `from`, `to` or `filter` is not valid; 403

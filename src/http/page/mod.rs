@@ -20,16 +20,24 @@ pub fn page(title: &str, server: &str, body: &str) -> Response {
 
 /// The same with another script than the usual one.
 pub fn page_that(title: &str, server: &str, body: &str, script: &str) -> Response {
+    Response::html(whole(title, server, body, script), STYLE, script)
+}
+
+/// The same, and its script may ask this server.
+pub fn page_that_asks(title: &str, server: &str, body: &str, script: &str) -> Response {
+    Response::html_asking(whole(title, server, body, script), STYLE, script)
+}
+
+fn whole(title: &str, server: &str, body: &str, script: &str) -> String {
     let (title, server, version) = (escaped(title), escaped(server), env!("CARGO_PKG_VERSION"));
     let icon = MARK.replace('#', "%23").replace('"', "'");
-    let page = format!(
+    format!(
         "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\">\
 <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\"><meta name=\"color-scheme\" content=\"light dark\">\
 <meta name=\"robots\" content=\"noindex\"><link rel=\"icon\" href=\"data:image/svg+xml,{icon}\"><title>{title}</title><style>{STYLE}</style></head><body>\
 <header>{MARK}<div>Snug <span>on {server}</span></div></header><main>{body}</main>\
 <footer><span>Snug {version}, a Matrix homeserver</span></footer><script>{script}</script></body></html>"
-    );
-    Response::html(page, STYLE, script)
+    )
 }
 
 /// The page in place of an error that only an app can read.

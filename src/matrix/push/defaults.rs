@@ -54,7 +54,9 @@ fn poll(name: &str, event: &str, of_two: bool, actions: Vec<Action>) -> Conditio
     if of_two {
         conditions.push(RoomMemberCountConditionData::new(RoomMemberCountIs::from(uint!(2))).into());
     }
-    conditions.push(is_of_type(&format!("org.matrix.msc3381.poll.{event}")));
+    // As Synapse has it: apps of before there was `event_property_is` know this kind of condition.
+    let kind = format!("org.matrix.msc3381.poll.{event}");
+    conditions.push(EventMatchConditionData::new("type".to_owned(), kind).into());
     default_rule(&format!(".org.matrix.msc3930.rule.{name}"), conditions, actions)
 }
 

@@ -1,8 +1,9 @@
 //! Previews of links: what a web page says about itself, and its picture, made smaller and kept here.
 //!
-//! Any user may have any address asked, so the address policy of `remote/web` holds: never a machine of the home network, also
-//! not behind a redirect or a second look-up. A page is parsed while it streams (`page.rs`), and read no further than needed.
-//! Two pages are fetched at a time, one for each user, each address once for all who ask, and the answer is kept for a day. A picture of a
+//! Any user may have any address asked, so the address policy of `remote/web` holds: never a machine of the home network but
+//! those that the settings name, also not behind a redirect or a second look-up. A page is parsed while it streams (`page.rs`),
+//! and read no further than needed. Two pages are fetched at a time, one for each user, each address once for all who ask, and
+//! the answer is kept for a day. A picture of a
 //! page is stored as a file of the user who asked first, in the size of a thumbnail.
 //!
 //! Client-server API, "Content Repository", `preview_url`.
@@ -10,6 +11,7 @@
 mod page;
 mod text;
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +51,7 @@ const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// What failed is tried again after this.
 const FAILED_KEPT_MS: u64 = 10 * 60 * 1000;
 const URL_BYTES_MAX: usize = 2048;
+const REDIRECTS_MAX: u32 = 5;
 
 /// The settings of previews.
 #[derive(Debug, Clone, Default)]
@@ -56,6 +59,8 @@ pub struct PreviewOptions {
     pub enabled: bool,
     /// Hosts that are not asked, with all below them.
     pub deny: Vec<String>,
+    /// Hosts of the home network that may be asked: those alone, not what is below them.
+    pub private_hosts: Vec<String>,
     /// Whether the home network may be asked. For tests, where all servers are on the loopback.
     pub allow_private: bool,
 }
@@ -285,24 +290,43 @@ impl Media {
     }
 
     async fn ask(&self, url: &Url, accept: &'static str) -> Result<WebAnswer, NoPreview> {
-        let allow_private = self.0.previews.options.get().allow_private;
-        let limits = WebLimits {
-            time: Duration::from_secs(20),
-            body_bytes_max: PICTURE_BYTES_MAX,
-            redirects_max: 5,
-            plain: Plain::Everywhere,
-            allow_private,
-            ..WebLimits::default()
+        let mut url = Cow::Borrowed(url);
+        let mut redirects = 0;
+        let answer = loop {
+            let is_listed = self.is_private_host(&url);
+            let limits = WebLimits {
+                time: Duration::from_secs(20),
+                body_bytes_max: PICTURE_BYTES_MAX,
+                redirects_max: if is_listed { 0 } else { REDIRECTS_MAX },
+                plain: Plain::Everywhere,
+                allow_private: is_listed || self.0.previews.options.get().allow_private,
+                ..WebLimits::default()
+            };
+            let mut request = WebRequest::get(url.as_str().to_owned());
+            request.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+            let answer = self.0.parts.remote.web().ask(request, limits).await.map_err(failed)?;
+            // Looked at one by one: a host of the home network that may be asked leads to no other there.
+            match answer.headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) {
+                Some(to) if is_listed && (300..400).contains(&answer.status) && redirects < REDIRECTS_MAX => {
+                    redirects += 1;
+                    let to = url.join(to).map_err(|_| NoPreview::Failed("redirects to no address".to_owned()))?;
+                    url = Cow::Owned(self.allowed(to.as_str())?);
+                }
+                _ => break answer,
+            }
         };
-        let mut request = WebRequest::get(url.as_str().to_owned());
-        request.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-        let answer = self.0.parts.remote.web().ask(request, limits).await.map_err(failed)?;
         // It may have led elsewhere.
         self.allowed(&answer.url)?;
         match answer.status {
             200..=299 => Ok(answer),
             status => Err(NoPreview::Failed(format!("answers with {status}"))),
         }
+    }
+
+    /// Whether the settings name the host of a URL as one of the home network that may be asked.
+    fn is_private_host(&self, url: &Url) -> bool {
+        let host = url.host_str().unwrap_or_default().trim_end_matches('.');
+        self.0.previews.options.get().private_hosts.iter().any(|one| one.eq_ignore_ascii_case(host))
     }
 
     /// Stores a picture, made smaller, and says so in `facts`. None for what is no picture, or too large.

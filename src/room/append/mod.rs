@@ -130,7 +130,7 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         derived.on_append(w, &mut appended)?;
     }
     let mut change = appended.change;
-    change.only_room &= !redact::apply(w, &new, num, &row)?;
+    change.only_room &= !redact::apply(w, here, &new, num, &row)?;
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }

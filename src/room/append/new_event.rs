@@ -22,6 +22,8 @@ pub struct Here {
     pub rules: Arc<rules_cache::Rules>,
     /// Whoever leaves a room forgets it too.
     pub forgets: bool,
+    /// For how long moderators see what redacted events said.
+    pub redacted_kept_ms: u64,
     pub counts: Arc<Counts>,
 }
 

@@ -236,7 +236,7 @@ impl<'a> Join<'a> {
     async fn begin(&self, joining: Joining) -> Result<(), JoinError> {
         let servers = self.servers(&joining).await?;
         let (event, version, servers) = self.draw_up(servers, joining).await?;
-        let admitted = admission::admit(self.rooms, self.room_id, self.user, &servers).await?;
+        let admitted = admission::admit(self.rooms, self.room_id, self.user, &servers, event.depth()).await?;
         self.clear_earlier().await?;
         let journal = Journal {
             room_id: self.room_id.to_string(),

@@ -78,6 +78,17 @@ pub fn write(
         Detail::Timeline => readable_body(get, row, format)?,
         Detail::State => stored_body(get, row, format)?,
     };
+    write_with(get, (num, row, body), format, detail, out)
+}
+
+/// The same with a body that is not the stored one.
+pub fn write_with(
+    get: &impl Get,
+    (num, row, body): (EventNum, &Row, Vec<u8>),
+    format: &Format,
+    detail: Detail,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     if format.federation {
         out.extend_from_slice(&body);
         return Ok(());

@@ -74,6 +74,11 @@ pub struct Events {
     pub contains_url: Option<bool>,
     pub lazy_load_members: bool,
     pub unread_thread_notifications: bool,
+    /// How an event relates to another (MSC3874); one that relates to none is of no such type.
+    #[serde(rename = "org.matrix.msc3874.rel_types")]
+    pub rel_types: Option<Vec<String>>,
+    #[serde(rename = "org.matrix.msc3874.not_rel_types")]
+    pub not_rel_types: Vec<String>,
 }
 
 impl Filter {
@@ -141,9 +146,12 @@ impl Events {
             && are_rooms(rooms.iter().flatten().chain(not_rooms))
     }
 
-    fn lists(&self) -> [Option<&[String]>; 6] {
-        let Events { types, not_types, senders, not_senders, rooms, not_rooms, .. } = self;
-        [types.as_deref(), Some(not_types), senders.as_deref(), Some(not_senders), rooms.as_deref(), Some(not_rooms)]
+    fn lists(&self) -> [Option<&[String]>; 8] {
+        let Events { types, not_types, senders, not_senders, rooms, not_rooms, rel_types, not_rel_types, .. } = self;
+        let wanted = [types, senders, rooms, rel_types].map(Option::as_deref);
+        let not = [not_types, not_senders, not_rooms, not_rel_types].map(|list| Some(&list[..]));
+        let ([a, b, c, d], [e, f, g, h]) = (wanted, not);
+        [a, b, c, d, e, f, g, h]
     }
 
     pub fn wants_room(&self, room_id: &str) -> bool {
@@ -171,10 +179,26 @@ impl Events {
     /// Whether an event is wanted that is here only as apps are shown it, in JSON.
     pub fn wants_shown(&self, event: &[u8]) -> bool {
         let text = |key: &str| json::read::get_text(event, key).unwrap_or_default();
-        let has_url = json::read::get_path(event, &["content", "url"]).and_then(json::read::text).is_some();
         self.wants_type(&text("type"))
             && listed(self.senders.as_deref(), &self.not_senders, &text("sender"))
-            && self.contains_url.is_none_or(|wanted| has_url == wanted)
+            && self.wants_content(event)
+    }
+
+    /// Whether the filter asks about the content of events.
+    fn reads_content(&self) -> bool {
+        self.contains_url.is_some() || self.rel_types.is_some() || !self.not_rel_types.is_empty()
+    }
+
+    fn wants_content(&self, event: &[u8]) -> bool {
+        let text_at = |path: &[&str]| json::read::get_path(event, path).and_then(json::read::text);
+        let has_url = || text_at(&["content", "url"]).is_some();
+        let wants_relation = || {
+            let rel_type = text_at(&["content", "m.relates_to", "rel_type"]);
+            let is = |list: &[String]| rel_type.as_ref().is_some_and(|rel_type| list.iter().any(|one| one == rel_type));
+            self.rel_types.as_deref().is_none_or(is) && !is(&self.not_rel_types)
+        };
+        self.contains_url.is_none_or(|wanted| has_url() == wanted)
+            && ((self.rel_types.is_none() && self.not_rel_types.is_empty()) || wants_relation())
     }
 
     /// Whether an event is wanted. Reads no more of it than the filter asks about.
@@ -187,12 +211,7 @@ impl Events {
         {
             return Ok(false);
         }
-        if let Some(wanted) = self.contains_url {
-            let body = event::shown(get, row)?;
-            let has = json::read::get_path(&body, &["content", "url"]).and_then(json::read::text).is_some();
-            return Ok(has == wanted);
-        }
-        Ok(true)
+        Ok(!self.reads_content() || self.wants_content(&event::shown(get, row)?))
     }
 
     /// The number of events asked for, within bounds.
@@ -242,6 +261,25 @@ mod tests {
             ("**", "anything", true),
         ] {
             assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn relations_are_wanted_or_not() {
+        let events = [
+            (r#"{"content":{"m.relates_to":{"rel_type":"m.thread","event_id":"$a"}}}"#, [true, false, false]),
+            (r#"{"content":{"m.relates_to":{"rel_type":"m.reference"}}}"#, [false, true, false]),
+            (r#"{"content":{"m.relates_to":{"m.in_reply_to":{}},"url":"mxc://a/b"}}"#, [false, true, true]),
+            (r#"{"content":{"m.relates_to":5}}"#, [false, true, false]),
+        ];
+        let filters = [
+            r#"{"org.matrix.msc3874.rel_types":["m.thread"]}"#,
+            r#"{"org.matrix.msc3874.not_rel_types":["m.thread","m.annotation"]}"#,
+            r#"{"org.matrix.msc3874.not_rel_types":["m.thread"],"contains_url":true}"#,
+        ];
+        for (event, wanted) in events {
+            let found = filters.map(|filter| Events::parse(filter.as_bytes()).unwrap().wants_shown(event.as_bytes()));
+            assert_eq!(found, wanted, "{event}");
         }
     }
 

@@ -14,10 +14,8 @@ use super::ignored::Ignored;
 use crate::base::{self, ChunkWriter, comma};
 use crate::budget::Account;
 use crate::matrix::visibility::History;
-use crate::store::tables::room;
-use crate::store::tables::room::Room;
-use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Root, Row};
+use crate::store::tables::room::{self, Room, event};
 use crate::store::{self, EventNum, Position, Read, RoomNum, UserNum};
 use event_json::{Detail, Format};
 use visibility::Viewer;
@@ -34,6 +32,7 @@ pub mod state;
 pub mod stream;
 pub mod timeline;
 pub mod token;
+mod unredacted;
 
 /// The grant for writing an answer: a piece, the event that goes beyond it, and the cursor.
 pub const ANSWER_BYTES: u64 = 96 * 1024;

@@ -27,7 +27,7 @@ use crate::store::{Get, Write};
 /// How long what was told is as good as asking again.
 pub const FRESH_MS: u64 = 5 * 60 * 1000;
 /// Servers asked about one room, and the time for each.
-const SERVERS_MAX: usize = 3;
+pub const SERVERS_MAX: usize = 3;
 const EACH: Duration = Duration::from_secs(10);
 /// An answer may be this long: it is not kept.
 const BODY_BYTES_MAX: u64 = 8 << 20;

@@ -199,3 +199,34 @@ async fn rooms_that_two_share_are_told_in_pages() {
     assert_eq!((first, last), (shared, None));
     assert!(house.rooms.mutual_rooms(&anna, ben.as_str(), Some("x")).await.is_err());
 }
+
+/// A server that joined a space told more of its rooms from then on, and was not asked for minutes: what it had refused before was
+/// kept.
+#[tokio::test]
+async fn a_server_is_asked_again_once_it_is_in_the_space() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let space = room(&house, &anna, Preset::Public, "space", true).await;
+    let content = json!({ "via": ["far.example"] });
+    house.send(&anna, &space, "m.space.child", Some("!child:far.example"), content).await.unwrap();
+    let walk = |now_ms| {
+        let us = house.server.clone();
+        let (user, room_id) = (anna.clone(), space.clone());
+        let asked = Asked { user, room_id, max_depth: None, suggested_only: false, us, via: Vec::new() };
+        match Walk::new(asked, 0, 10, HashSet::new()).go_on(&house.read(), now_ms).unwrap() {
+            Step::Ask(name, ..) => Some(name),
+            Step::Done => None,
+        }
+    };
+    let name = walk(1_000).expect("nothing is known of the child");
+    let nothing = told::Told { at_ms: 1_000, text: Vec::new() };
+    house.rooms.write(move |w| Ok(told::put(w, &[(name, nothing)])?)).await.unwrap();
+    assert!(walk(2_000).is_none(), "it was asked just now");
+    let num = house.room_num(&space);
+    let came = house.rooms.write(move |w| {
+        let at = w.next_position();
+        Ok(crate::store::tables::room::member::put_server(w, num, "far.example", 1, at)?)
+    });
+    came.await.unwrap();
+    assert!(walk(2_000).is_some_and(|again| again != name));
+}

@@ -13,11 +13,11 @@ use std::collections::HashSet;
 use ruma::{OwnedRoomId, OwnedServerName, OwnedUserId};
 
 use super::children::{CHILD_ROWS_MAX, Child, child, child_events, is_suggested};
-use super::elsewhere::{Kept, kept};
+use super::elsewhere::{Kept, SERVERS_MAX, kept};
 use crate::room::error::Result;
 use crate::room::state::description::is_space;
 use crate::room::state::preview::{Asker, is_shown, is_told_shown, resident};
-use crate::store::tables::room::{self, event, told};
+use crate::store::tables::room::{self, event, member, told};
 use crate::store::{EventNum, Get, RoomNum};
 
 /// Rooms that one walk comes by, and entries that wait.
@@ -171,13 +171,21 @@ impl Walk {
         }))
     }
 
-    /// The name under which is kept what is told of an entry's room: by whom it is named decides who was asked.
-    fn name_of(&self, get: &impl Get, open: Open, room_id: &str) -> Result<told::Name> {
+    /// The name under which is kept what is told of an entry's room: by whom it is named decides who was asked. A server tells more
+    /// once it is in the space itself, and knows who of us is: since when it is, is part of the name.
+    fn name_of(&self, get: &impl Get, open: Open, room_id: &str, via: &[OwnedServerName]) -> Result<told::Name> {
         let parent = match open.whence {
             ROOT => return Ok(told::name(get, room_id)),
             HERE => {
                 let space = event::row_of(get, EventNum(open.at))?.room;
-                told::name(get, &room::get_of(get, space)?.id)
+                let mut word = told::name(get, &room::get_of(get, space)?.id).to_vec();
+                for (at, server) in via.iter().take(SERVERS_MAX).enumerate() {
+                    if let Some((_, since)) = member::server(get, space, server.as_str())? {
+                        word.push(at as u8);
+                        word.extend_from_slice(&since.to_key());
+                    }
+                }
+                return Ok(told::name_within(get, &word, room_id));
             }
             there => self.parents[usize::from(there - THERE)],
         };
@@ -211,7 +219,7 @@ impl Walk {
             }
             return Ok(None);
         }
-        let name = self.name_of(get, open, room_id.as_str())?;
+        let name = self.name_of(get, open, room_id.as_str(), &via)?;
         let mut told = kept(get, &name, now_ms, is_passed)?;
         let is_enough = told.as_ref().is_some_and(|told| {
             let kept = Kept(&told.text);

@@ -1,4 +1,5 @@
-//! Frees state nodes that no row refers to any more: the remains of cancelled joins and purged rooms.
+//! Frees state nodes that no row refers to any more: the remains of cancelled joins and purged rooms. And what redacted events
+//! said, once its time is over.
 //!
 //! The rules of a sweep are the store's (`store/tables/room/state_tree/sweep.rs`). Here is its pace: small steps with
 //! pauses, so that other writes do not wait for long, and a day between two sweeps. A sweep that fails takes its
@@ -10,6 +11,7 @@ use crate::base::{self, Worker};
 use crate::budget::Grant;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::store::tables::room::redacted;
 use crate::store::tables::room::state_tree::sweep::{self, Sweep};
 
 /// A board that is switched off every night must reach its first sweep too.
@@ -26,6 +28,7 @@ const NODES_MIN: u32 = 20_000;
 /// between these are short.
 const ROWS_A_STEP: usize = 2000;
 const NODES_A_STEP: usize = 500;
+const REDACTED_A_STEP: usize = 100;
 const PAUSE: Duration = Duration::from_millis(20);
 
 impl Rooms {
@@ -39,6 +42,10 @@ impl Rooms {
             self.0.parts.clock.sleep(pause).await;
             pause = EVERY;
             worker.works_on("looking for unused state nodes");
+            if let Err(failed) = forget_redacted(self).await {
+                tracing::warn!(%failed, "what redacted events said could not be removed; this is tried again tomorrow");
+                worker.failed(failed);
+            }
             match sweep_if_worthwhile(self).await {
                 Ok(Some(freed)) => {
                     tracing::info!(freed, "unused state nodes were freed");
@@ -52,6 +59,22 @@ impl Rooms {
             }
         }
     }
+}
+
+/// Removes what redacted events said, once nobody may see it any more.
+pub async fn forget_redacted(rooms: &Rooms) -> Result<()> {
+    let upto_ms = match rooms.redacted_kept_ms() {
+        0 => u64::MAX,
+        kept_ms => rooms.0.parts.clock.now_ms().saturating_sub(kept_ms),
+    };
+    while rooms.reading(move |_, read| Ok(redacted::is_any(read, upto_ms)?)).await? {
+        let gone = rooms.write(move |w| Ok(redacted::sweep(w, upto_ms, REDACTED_A_STEP)?)).await?;
+        if gone < REDACTED_A_STEP {
+            break;
+        }
+        rooms.0.parts.clock.sleep(PAUSE).await;
+    }
+    Ok(())
 }
 
 async fn sweep_if_worthwhile(rooms: &Rooms) -> Result<Option<u64>> {

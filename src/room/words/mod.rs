@@ -7,9 +7,9 @@
 
 use std::ops::Range;
 
-use icu_normalizer::DecomposingNormalizerBorrowed;
 use unicode_segmentation::UnicodeSegmentation;
 
+use crate::base::fold;
 use crate::matrix::json;
 use crate::store::Get;
 use crate::store::tables::room::event_row::{Kind, Row};
@@ -81,32 +81,11 @@ pub fn each(text: &str, show: &mut dyn FnMut(&str, Range<usize>)) {
         let mut at = start;
         for part in word.split(['.', '_', ':']) {
             folded.clear();
-            fold(part, &mut folded);
+            fold(part, WORD_BYTES_MAX, &mut folded);
             if !folded.is_empty() {
                 show(&folded, at..at + part.len());
             }
             at += part.len() + 1;
-        }
-    }
-}
-
-fn fold(word: &str, out: &mut String) {
-    if word.is_ascii() {
-        out.extend(word.bytes().take(WORD_BYTES_MAX).map(|byte| char::from(byte.to_ascii_lowercase())));
-        return;
-    }
-    let decomposed = DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(word.chars());
-    for char in decomposed.flat_map(char::to_lowercase) {
-        match char {
-            // Accents of Latin, Greek and Cyrillic; in other scripts marks make other words.
-            '\u{300}'..='\u{36f}' => {}
-            'ß' => out.push_str("ss"),
-            'ς' => out.push('σ'),
-            '’' => out.push('\''),
-            _ => out.push(char),
-        }
-        if out.len() >= WORD_BYTES_MAX {
-            return;
         }
     }
 }

@@ -20,6 +20,8 @@ use crate::store::UserNum;
 /// much again, and up to four devices. More devices are displaced by newer ones.
 const PERSON_BYTES: u64 = 512;
 const DEVICES_MAX: usize = 4;
+/// Changes of one local user that other servers are told of without a pause: somebody who comes, and says what they do.
+const TOLD_IN_A_ROW: i64 = 3;
 /// One part in this many of the people elsewhere is given up at once.
 const PART_GIVEN_UP: usize = 16;
 /// People may take this part of the account; the rest is for who types.
@@ -92,6 +94,8 @@ struct Person {
     server: Option<u32>,
     /// When another server last told of them; for a local user, when other servers were last told.
     told_ms: i64,
+    /// Until when a local user's changes that other servers were told of are paid for, at one each pause.
+    paid_ms: i64,
     /// A change of which other servers were not told yet.
     owes: bool,
     grant: Grant,
@@ -341,12 +345,13 @@ impl Book {
         }
     }
 
-    /// The local people of whom other servers are to be told now, who are noted as told: of each not more often than
-    /// `pause_ms`, and of who is there at least every `ping_ms`.
+    /// The local people of whom other servers are to be told now, who are noted as told: of each not more often than every
+    /// `pause_ms` in the long run, but [`TOLD_IN_A_ROW`] changes at once; and of who is there at least every `ping_ms`.
     pub fn told_outside(&mut self, pause_ms: i64, ping_ms: i64, now_ms: i64) -> Vec<(UserNum, Presence)> {
         let mut told = Vec::new();
         for (user, person) in &mut self.people {
             if person.outside_ms(pause_ms, ping_ms).is_some_and(|due| due <= now_ms) {
+                person.paid_ms = person.paid_ms.max(now_ms).saturating_add(pause_ms);
                 (person.told_ms, person.owes) = (now_ms, false);
                 told.push((*user, person.shown.clone()));
             }
@@ -385,7 +390,8 @@ impl Book {
                 self.bytes += bytes;
                 let shown = Presence { message, ..Presence::default() };
                 let told_ms = if server.is_some() { now_ms } else { i64::MIN };
-                let person = Person { shown, serial: 0, devices: Vec::new(), server, told_ms, owes: false, grant };
+                let (devices, paid_ms) = (Vec::new(), i64::MIN);
+                let person = Person { shown, serial: 0, devices, server, told_ms, paid_ms, owes: false, grant };
                 self.people.insert(user, person);
                 return true;
             }
@@ -438,8 +444,11 @@ impl Person {
 
     fn outside_ms(&self, pause_ms: i64, ping_ms: i64) -> Option<i64> {
         let is_there = self.shown.status != PresenceStatus::Offline;
-        let pause_ms = if self.owes { Some(pause_ms) } else { is_there.then_some(ping_ms) };
-        self.server.is_none().then(|| Some(self.told_ms.saturating_add(pause_ms?))).flatten()
+        let due_ms = match self.owes {
+            true => Some(self.paid_ms.saturating_sub(TOLD_IN_A_ROW.saturating_sub(1).saturating_mul(pause_ms))),
+            false => is_there.then(|| self.told_ms.saturating_add(ping_ms)),
+        };
+        due_ms.filter(|_| self.server.is_none())
     }
 
     /// When time will have changed something: never for who has a sync open.
@@ -599,6 +608,22 @@ mod tests {
         }
         book.heard(UserNum(3), "new.example", there("late"), 60_000);
         assert!(!book.has(UserNum(3)), "nobody here goes for somebody elsewhere");
+    }
+
+    /// Somebody who came online and went idle a second later was online elsewhere for half a minute.
+    #[test]
+    fn a_few_changes_are_told_at_once_and_more_of_them_not() {
+        let (pause, ping) = (30_000, 1_500_000);
+        let mut book = book();
+        let told = |book: &mut Book, at: i64| {
+            book.owe(ANNA);
+            book.told_outside(pause, ping, at).len()
+        };
+        book.set(ANNA, "A", PresenceStatus::Online, None, 100_000);
+        assert_eq!([0, 1, 2, 3, 4].map(|n| told(&mut book, 100_000 + n)), [1, 1, 1, 0, 0]);
+        assert_eq!(book.next_outside(pause, ping), Some(130_000));
+        assert_eq!([130_000, 130_001, 160_000, 160_001].map(|at| told(&mut book, at)), [1, 0, 1, 0]);
+        assert_eq!([400_000, 400_001, 400_002, 400_003].map(|at| told(&mut book, at)), [1, 1, 1, 0]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! thing on disk. Nobody waits on a timer: one worker ([`Users::keep_presence`]) sleeps until time changes something for
 //! somebody, which it never does for an app with an open sync, and announces what changed. Who listens and shares a room is
 //! woken; syncs then read the table. What people elsewhere do wakes nobody more often than every [`ELSEWHERE_PAUSE`], and other
-//! servers are told of somebody at most every [`OUTSIDE_PAUSE_MS`].
+//! servers are told of somebody every [`OUTSIDE_PAUSE_MS`] in the long run.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -37,8 +37,8 @@ pub const MESSAGE_BYTES_MAX: usize = 512;
 /// millisecond or so: a room of 40,000 busy people elsewhere takes less than a hundredth of a slow CPU.
 const HERE_PAUSE: Duration = Duration::from_millis(200);
 const ELSEWHERE_PAUSE: Duration = Duration::from_secs(10);
-/// Other servers are told of one person no more often than this; and of who is there without a change every 25 minutes, since
-/// they forget somebody after 30.
+/// Other servers are told of one person no more often than this, but for a few changes in a row; and of who is there without
+/// a change every 25 minutes, since they forget somebody after 30.
 const OUTSIDE_PAUSE_MS: i64 = 30_000;
 const PING_MS: i64 = 25 * 60_000;
 /// People of whom other servers are told by one job of the writer. Each reads the servers of that person's rooms.

@@ -90,6 +90,10 @@ impl Users {
                 "Account data must be a JSON object, and its type may have 255 bytes at most",
             ));
         }
+        // The same as removing it (MSC3391). Told in any case: apps wait until a sync shows what they set.
+        if is_empty(&json) {
+            return self.empty_account_data(user, room_id, kind).await;
+        }
         if json::is_deeper_than(&json, DEPTH_MAX) || !has_its_shape(kind, &json) {
             return Err(Error::bad("M_BAD_JSON", format!("This is not the shape of {kind}")));
         }
@@ -100,10 +104,7 @@ impl Users {
     pub async fn remove_account_data(&self, user: UserNum, room_id: Option<&RoomId>, kind: &str) -> Result<(), Error> {
         let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
         self.write(move |w| {
-            let room = match &room_id {
-                Some(room_id) => room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?,
-                None => GLOBAL,
-            };
+            let room = room_of(w, room_id.as_deref())?;
             remove_entry(w, user, room, &kind)?;
             Ok(())
         })
@@ -148,6 +149,16 @@ impl Users {
         .await
     }
 
+    async fn empty_account_data(&self, user: UserNum, room_id: Option<&RoomId>, kind: &str) -> Result<(), Error> {
+        let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
+        self.write(move |w| {
+            account_data::set_empty(w, user, room_of(w, room_id.as_deref())?, &kind)?;
+            w.announce(Change { users: vec![user], ..Change::default() });
+            Ok(())
+        })
+        .await
+    }
+
     async fn put_account_data(
         &self,
         user: UserNum,
@@ -157,14 +168,25 @@ impl Users {
     ) -> Result<(), Error> {
         let (room_id, kind) = (room_id.map(ToOwned::to_owned), kind.to_owned());
         self.write(move |w| {
-            let room = match &room_id {
-                Some(room_id) => room::num(w, room_id.as_str())?.ok_or(Error::NotFound("room"))?,
-                None => GLOBAL,
-            };
+            let room = room_of(w, room_id.as_deref())?;
             put_entry(w, user, room, &kind, &json)
         })
         .await
     }
+}
+
+/// The number under which entries of a room are, or those of all rooms together.
+fn room_of(get: &impl Get, room_id: Option<&RoomId>) -> Result<RoomNum, Error> {
+    match room_id {
+        Some(room_id) => room::num(get, room_id.as_str())?.ok_or(Error::NotFound("room")),
+        None => Ok(GLOBAL),
+    }
+}
+
+/// Whether the text is an object without members.
+fn is_empty(json: &[u8]) -> bool {
+    let inner = json.strip_prefix(b"{").and_then(|json| json.strip_suffix(b"}"));
+    inner.is_some_and(|inner| inner.trim_ascii().is_empty())
 }
 
 /// Whether an entry of a type that many apps and this server read has the specification's shape; other types are free.

@@ -315,11 +315,9 @@ async fn write(
     }
     pen.text(",\"rooms\":{");
     let also = own.rooms(|kind| rooms.filter.room.account_data.wants_type(kind))?;
+    let mut is_first = true;
     for section in Section::ALL {
-        pen.text(if section == Section::Join { "" } else { "," });
-        pen.text(&format!("\"{}\":{{", section.as_str()));
-        write_rooms(&pen, section, &rooms, &own, &also).await?;
-        pen.text("}");
+        write_rooms(&pen, section, &rooms, &own, &also, &mut is_first).await?;
     }
     pen.text("}}");
     Ok(())
@@ -335,16 +333,24 @@ async fn write_no_news(pen: ChunkWriter, rooms: RoomSections, own: UserSync) -> 
     Ok(())
 }
 
+/// One section of the rooms; nothing when there are none in it.
 async fn write_rooms(
     pen: &ChunkWriter,
     section: Section,
     rooms: &RoomSections,
     own: &UserSync,
     also: &[RoomNum],
+    is_first: &mut bool,
 ) -> Result<(), ChunkError> {
     let mut after = None;
     while let Some(changed) = rooms.next(section, after, also)? {
-        pen.text(if after.is_none() { "" } else { "," });
+        match after {
+            Some(_) => pen.text(","),
+            None => {
+                pen.text(if std::mem::take(is_first) { "" } else { "," });
+                pen.text(&format!("\"{}\":{{", section.as_str()));
+            }
+        }
         pen.with(|out| json::write_string(out, &changed.id));
         pen.text(":{");
         rooms.write(pen, section, &changed).await?;
@@ -354,6 +360,9 @@ async fn write_rooms(
         pen.text("}");
         pen.pause().await;
         after = Some(changed.room.num);
+    }
+    if after.is_some() {
+        pen.text("}");
     }
     Ok(())
 }

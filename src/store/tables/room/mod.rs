@@ -23,6 +23,7 @@ pub mod state_tree;
 pub mod sticky;
 pub mod thread_subscription;
 pub mod timeline;
+pub mod redacted;
 pub mod told;
 pub mod txn;
 pub mod unread;

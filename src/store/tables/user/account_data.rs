@@ -49,6 +49,12 @@ pub fn remove(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str) -> Re
     if get(w, user, room, kind)?.is_none() {
         return Ok(false);
     }
+    set_empty(w, user, room, kind)?;
+    Ok(true)
+}
+
+/// Lets syncs tell that an entry is empty, also when there was none. Bounded by the cap on entries of one user.
+pub fn set_empty(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str) -> Result<()> {
     set(w, user, room, kind, b"")?;
     let mut removed = Vec::new();
     w.prefix(&ACCOUNT_DATA, &user.to_key(), &mut |row, value| {
@@ -62,7 +68,7 @@ pub fn remove(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str) -> Re
         w.remove(&ACCOUNT_DATA_LOG, &[&user.to_key()[..], at].concat())?;
         w.remove(&ACCOUNT_DATA, row)?;
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Visits a user's entries for one room, or for [`GLOBAL`], with the position each was last set at; the text of one that was
