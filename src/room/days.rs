@@ -101,3 +101,39 @@ impl Rooms {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::Create;
+    use crate::room::testing::*;
+
+    #[tokio::test]
+    async fn messages_are_counted_by_day_and_nothing_else_is() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.rooms.create(&anna, Create::default()).await.unwrap();
+        let messages = async || {
+            let (today, days) = house.rooms.days(30).await.unwrap();
+            let counts = days.iter().map(|(day, count)| (today - day, count.messages));
+            counts.filter(|(_, messages)| *messages > 0).collect::<Vec<_>>()
+        };
+        assert_eq!(messages().await, [], "what makes a room is no message");
+        for text in ["one", "two", "three"] {
+            house.say(&anna, &room, text).await;
+        }
+        assert_eq!(messages().await, [(0, 3)]);
+        house.rooms.write_days().await.unwrap();
+        assert_eq!(messages().await, [(0, 3)], "written once");
+        house.clock.advance(Duration::from_millis(DAY_MS));
+        house.say(&anna, &room, "four").await;
+        house.rooms.write_days().await.unwrap();
+        house.rooms.write_days().await.unwrap();
+        assert_eq!(messages().await, [(1, 3), (0, 1)]);
+        // A year later they are gone.
+        house.clock.advance(Duration::from_millis(366 * DAY_MS));
+        house.say(&anna, &room, "five").await;
+        house.rooms.write_days().await.unwrap();
+        assert_eq!(messages().await, [(0, 1)]);
+    }
+}

@@ -26,7 +26,8 @@ use crate::http::{AttemptRates, ErrorResponse, Request, Response, Router, Routes
 use crate::user::form_token;
 
 /// The longest page: twenty rows with two names of 255 bytes and one of eighty letters, of which each may be five bytes in
-/// HTML, are 50 KiB, and the frame is 6. The smallest budget has room for two at once.
+/// HTML, are 50 KiB, and the frame is 6. The smallest budgets have room for
+/// one while it is written and for one command; others wait for the moment that takes.
 pub const PAGE_BYTES: usize = 56 * 1024;
 /// The rows of a list on one page. What others named is cut to [`NAME_CHARS_MAX`] letters there.
 pub const LIST_ROWS: usize = 20;

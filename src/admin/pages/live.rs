@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::frame::{PAGE_BYTES, Pieces, Visit};
+use super::frame::{Pieces, Visit};
 use super::home;
 use crate::admin::{Admin, error::Error};
 use crate::http::{Body, ErrorResponse, Response, StatusCode, channel};
@@ -41,12 +41,18 @@ pub async fn events(visit: Visit) -> Result<Response, Error> {
     let Some(watching) = visit.admin.page.watch(WATCHING_MAX) else {
         return Ok(Response::empty(StatusCode::NO_CONTENT));
     };
+    // A browser that goes away is noticed at once, and the place of its connection is one that can be asked for.
+    visit.request.cancel_when_peer_leaves();
     let (sender, body) = channel(None);
     tokio::spawn(async move {
         let _watching = watching;
         let clock = visit.admin.clock.clone();
         let end = clock.instant() + LIFE;
         let (mut before, mut quiet) = (BTreeMap::new(), 0);
+        // When the stream has ended the browser asks for the next after so many milliseconds.
+        if !sender.send("retry: 5000\n\n".into()).await {
+            return;
+        }
         while clock.instant() < end {
             let next = match next(&visit.admin, &part, &mut before).await {
                 Some(text) => {
@@ -77,8 +83,8 @@ pub async fn events(visit: Visit) -> Result<Response, Error> {
 /// The event with what has changed, when there is something and memory for it.
 async fn next(admin: &Arc<Admin>, part: &str, before: &mut BTreeMap<&'static str, u64>) -> Option<String> {
     let account = admin.budget.account("admin");
-    // What nobody asked for takes no memory from a page that somebody asks for, and is no refusal.
-    if account.used() + PIECES_BYTES + PAGE_BYTES as u64 > account.limit() {
+    // What nobody asked for waits for the next round, and is no refusal.
+    if account.used() + PIECES_BYTES > account.limit() {
         return None;
     }
     let _grant = account.try_take(PIECES_BYTES).ok()?;
@@ -101,4 +107,22 @@ fn stream(body: Body) -> Response {
         .header("cache-control", "no-store")
         .header("x-accel-buffering", "no")
         .header("x-content-type-options", "nosniff")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::Desk;
+    use super::*;
+    use crate::http::{AttemptRates, Rate};
+
+    #[test]
+    fn so_many_may_look_at_once_and_a_place_comes_back() {
+        let rate = Rate { name: "looks in a test", per_second: 1.0, burst: 1.0 };
+        let desk = Arc::new(Desk::new(None, AttemptRates { wrong: rate, all: rate }));
+        let mut places: Vec<_> = (0..WATCHING_MAX).map(|_| desk.watch(WATCHING_MAX).unwrap()).collect();
+        assert!(desk.watch(WATCHING_MAX).is_none());
+        places.pop();
+        places.push(desk.watch(WATCHING_MAX).unwrap());
+        assert!(desk.watch(WATCHING_MAX).is_none());
+    }
 }

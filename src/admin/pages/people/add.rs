@@ -22,6 +22,7 @@ struct Add {
 #[template(path = "link_made.html")]
 pub struct Made {
     pub frame: Frame,
+    pub name: String,
     pub user_id: String,
     pub path: String,
     pub is_new: bool,
@@ -48,7 +49,8 @@ pub async fn make(visit: Visit, form: Form) -> Result<Response, Error> {
             let link = users.make_password_link(&user_id).await?;
             let frame = visit.frame("people", "Send this link");
             let (link, path) = (Shown::new(&visit, link), super::path(&user_id));
-            let page = Made { frame, user_id: user_id.to_string(), path, is_new: true, link };
+            let name = user_id.localpart().to_owned();
+            let page = Made { frame, name, user_id: user_id.to_string(), path, is_new: true, link };
             return visit.page(&page).await;
         }
         Ok(Err(failed @ (user::Error::Taken | user::Error::Bad { .. }))) => failed.to_string(),

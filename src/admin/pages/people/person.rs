@@ -123,7 +123,8 @@ pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
             let frame = visit.frame("people", "Send this link");
             let is_new = !person.account.has_password;
             let (link, path) = (Shown::new(&visit, link), path(&user_id));
-            return visit.page(&Made { frame, user_id: user_id.to_string(), path, is_new, link }).await;
+            let name = user_id.localpart().to_owned();
+            return visit.page(&Made { frame, name, user_id: user_id.to_string(), path, is_new, link }).await;
         }
         "make-admin" => users.set_admin(&user_id, true).await?,
         "unmake-admin" => users.set_admin(&user_id, false).await?,
