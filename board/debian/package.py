@@ -20,6 +20,7 @@ def main(binary, architecture, folder):
         package = tomllib.load(f)["package"]
     deb = package["metadata"]["deb"]
     with tempfile.TemporaryDirectory() as root:
+        os.chmod(root, 0o755)
         for source, target, mode in deb["assets"]:
             # The one that is built, wherever that was.
             found = [binary] if source == "target/release/snug" else sorted(glob.glob(os.path.join(TOP, source)))
