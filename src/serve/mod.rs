@@ -20,6 +20,7 @@ mod systemd;
 pub mod services;
 
 use std::fmt;
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, OnceLock};
@@ -77,8 +78,8 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))
 }
 
-/// Runs the server until SIGINT or SIGTERM; SIGHUP has it read its settings and the files of application services again.
-/// `command` is how this program was called; advice on the terminal repeats
+/// Runs the server until SIGINT or SIGTERM; SIGHUP has it read its settings and the files of application services again, or is
+/// the end of its terminal. `command` is how this program was called; advice on the terminal repeats
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
@@ -95,6 +96,8 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
         // Before the ports are open: a signal sent as soon as they are open must not be missed.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         let mut hangup = on(SignalKind::hangup())?;
+        // A terminal that is closed says the same, and means that all is over.
+        let is_at_terminal = std::io::stdin().is_terminal();
         server.open().await?;
         let manager = Manager::of_environment();
         let what = format!("open as {}", config.server_name);
@@ -107,6 +110,9 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
                 _ = interrupt.recv() => break,
                 _ = terminate.recv() => break,
                 _ = hangup.recv() => {
+                    if is_at_terminal {
+                        break;
+                    }
                     manager.reloading();
                     // An error is in the log.
                     let _ = admin::Reload::reload(&*server.reloader).await;
