@@ -72,19 +72,20 @@ impl Folders {
             return ErrorResponse::wrong_method().into_response();
         }
         let Some((folder, inside)) = self.at(request.path()) else { return missing() };
+        // A folder is named with a slash at its end, or its page's own links would be wrong. Relative, so that it leads nowhere
+        // else.
+        let to_folder =
+            |name: &str| Response::empty(StatusCode::PERMANENT_REDIRECT).header("location", &format!("./{name}/"));
+        if inside.is_empty() {
+            return to_folder(request.path().rsplit('/').next().unwrap_or_default());
+        }
         let Some(steps) = steps(&inside) else { return missing() };
         let accepted = Encoding::accepted(&request);
-        // A folder is named with a slash at its end, or its page's own links would be wrong.
-        let (is_folder, last) = (inside.ends_with('/'), steps.last().cloned());
+        let (is_folder, last) = (inside.ends_with('/'), crate::http::encoded(steps.last().map_or("", String::as_str)));
         let found = blocking(move || open(folder, steps, is_folder, accepted)).await;
         match found {
             Ok(Found::File(found)) => file::answer(&request, found, &self.0.answers).await,
-            // Relative, so that it leads nowhere else.
-            Ok(Found::Folder) => {
-                let last = last.unwrap_or_else(|| request.path().rsplit('/').next().unwrap_or_default().to_owned());
-                let target = format!("./{}/", crate::http::encoded(&last));
-                Response::empty(StatusCode::PERMANENT_REDIRECT).header("location", &target)
-            }
+            Ok(Found::Folder) => to_folder(&last),
             Err(failed) if failed.kind() == std::io::ErrorKind::NotFound => missing(),
             Err(failed) => {
                 tracing::warn!("a file for the web cannot be read: {failed}");
