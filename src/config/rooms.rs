@@ -38,7 +38,8 @@ pub const SETTINGS: &[Setting] = &[
         "For how many days those who may delete messages in a room, and the administrators of this server in their rooms, can \
          still see what a message said that was deleted; some apps have a button for it. With 0 a deleted message is gone at once.",
         |config, given| Ok(config.rooms.redacted_kept_days = given.days()?),
-    ),
+    )
+    .live(),
     setting(
         "rooms.default_version",
         r#""12""#,

@@ -210,7 +210,7 @@ impl Rooms {
         self.0.forgets.store(forgets, Relaxed);
     }
 
-    /// Sets for how long moderators see what redacted events said. `serve` does so once.
+    /// Sets for how long moderators see what redacted events said.
     pub fn set_redacted_kept(&self, days: Option<u32>) {
         self.0.redacted_kept_ms.store(u64::from(days.unwrap_or(0)) * 24 * 3600 * 1000, Relaxed);
     }
