@@ -1,6 +1,7 @@
 //! Claims of one-time keys.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ruma::{OwnedServerName, OwnedUserId};
@@ -17,6 +18,7 @@ use super::keys::{KEY_BYTES_MAX, KEY_NAME_BYTES_MAX};
 use crate::base::joined;
 use crate::budget::Grant;
 use crate::remote::Failed;
+use crate::remote::service::Service;
 use crate::store::Change;
 use crate::store::tables::user::e2ee_key::{self, OneTimeKey};
 use crate::user::{Error, Users, lookup};
@@ -59,11 +61,51 @@ impl Users {
         let server = self.server().to_owned();
         let (here, elsewhere): (Claims, Claims) =
             wanted.into_iter().partition(|(user, _)| user.server_name() == server);
+        let here = self.claim_of_services(here, &mut claimed).await;
         self.claim_local(here, &mut claimed).await?;
         if viewer != Viewer::OtherServer {
             self.claim_elsewhere(elsewhere, timeout.unwrap_or(QUESTION_TIMEOUT), &mut claimed).await;
         }
         Ok(claimed)
+    }
+
+    /// Asks application services for keys of users that are theirs alone (MSC3983). Answers what they gave no key for.
+    async fn claim_of_services(&self, wanted: Claims, claimed: &mut Claimed) -> Claims {
+        if self.services().list().is_empty() {
+            return wanted;
+        }
+        let (mut by_service, mut rest) = (BTreeMap::<String, (Arc<Service>, Claims)>::new(), Claims::new());
+        for (user, devices) in wanted {
+            match self.services().with_keys_of(&user) {
+                Some(service) => {
+                    let (_, of) = by_service.entry(service.id.clone()).or_insert((service, Claims::new()));
+                    of.insert(user, devices);
+                }
+                None => drop(rest.insert(user, devices)),
+            }
+        }
+        for (service, claims) in by_service.into_values() {
+            let algorithms = |devices: &BTreeMap<String, String>| -> BTreeMap<String, [String; 1]> {
+                devices.iter().map(|(device, algorithm)| (device.clone(), [algorithm.clone()])).collect()
+            };
+            let asked: BTreeMap<&OwnedUserId, _> = claims.iter().map(|(user, of)| (user, algorithms(of))).collect();
+            let body = serde_json::to_value(&asked).unwrap_or_default();
+            if let Some(answer) = self.services().claim_keys(&service, &body).await
+                && let Ok(told) = serde_json::from_slice::<&RawValue>(&answer.body)
+            {
+                // What does not fit our memory is left out.
+                let _ = claimed.add(&claims, told);
+            }
+            for (user, mut devices) in claims {
+                devices.retain(|device, _| {
+                    !claimed.one_time_keys.get(&user).is_some_and(|known| known.contains_key(device))
+                });
+                if !devices.is_empty() {
+                    rest.insert(user, devices);
+                }
+            }
+        }
+        rest
     }
 
     async fn claim_local(&self, wanted: Claims, claimed: &mut Claimed) -> Result<(), Error> {
@@ -120,15 +162,22 @@ impl Claimed {
     /// Adds a server's answer about the devices it was asked for; other devices in it are skipped. Keys that are short
     /// enough and fit our memory stay, even when the rest does not.
     pub fn add_remote(&mut self, asked_for: &Claims, told: &[u8]) -> Result<(), Failed> {
-        each_of(told, "one_time_keys", &mut |user, devices| {
-            let Some((user, asked)) = asked_for.iter().find(|(name, _)| name.as_str() == user) else { return Ok(()) };
-            each_in(devices, &mut |device, key| {
-                if asked.contains_key(device) && key.get().len() <= KEY_BYTES_MAX && !is_too_deep(key) {
-                    self.grant.grow(price(key.get().len()))?;
-                    self.one_time_keys.entry(user.clone()).or_default().insert(device.to_owned(), key.to_owned());
-                }
-                Ok(())
-            })
+        each_of(told, "one_time_keys", &mut |user, devices| self.add_user(asked_for, user, devices))
+    }
+
+    /// Adds the keys of devices that were asked for, by user.
+    fn add(&mut self, asked_for: &Claims, told: &RawValue) -> Result<(), Failed> {
+        each_in(told, &mut |user, devices| self.add_user(asked_for, user, devices))
+    }
+
+    fn add_user(&mut self, asked_for: &Claims, user: &str, devices: &RawValue) -> Result<(), Failed> {
+        let Some((user, asked)) = asked_for.iter().find(|(name, _)| name.as_str() == user) else { return Ok(()) };
+        each_in(devices, &mut |device, key| {
+            if asked.contains_key(device) && key.get().len() <= KEY_BYTES_MAX && !is_too_deep(key) {
+                self.grant.grow(price(key.get().len()))?;
+                self.one_time_keys.entry(user.clone()).or_default().insert(device.to_owned(), key.to_owned());
+            }
+            Ok(())
         })
     }
 }

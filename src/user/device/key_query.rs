@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use ruma::{OwnedServerName, OwnedUserId, UserId};
@@ -9,9 +10,10 @@ use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 
-use super::key_answer::{ANSWER_BYTES, COPIES, QUESTION_TIMEOUT};
+use super::key_answer::{ANSWER_BYTES, COPIES, QUESTION_TIMEOUT, each_in, each_of, is_too_deep, price};
 use crate::base::blocking;
 use crate::budget::{Grant, parsed_bytes_max};
+use crate::remote::service::Service;
 use crate::store::tables::user::e2ee_key::{self, Purpose};
 use crate::store::tables::user::{self, device};
 use crate::store::{Get, UserNum};
@@ -77,6 +79,7 @@ impl Users {
         let server = self.server().to_owned();
         let (here, elsewhere): (BTreeMap<_, _>, BTreeMap<_, _>) =
             wanted.into_iter().partition(|(user, _)| user.server_name() == server);
+        let theirs = here.clone();
         let store = self.0.parts.store.clone();
         answered = blocking(move || {
             let get = store.read()?;
@@ -86,6 +89,7 @@ impl Users {
             Ok::<_, Error>(answered)
         })
         .await?;
+        self.add_of_services(theirs, &mut answered).await;
         if let Viewer::Local(num) = viewer {
             let (mut answered, missing) = self.add_kept(num, elsewhere, answered).await?;
             let unanswered = self.ask_keys(num, missing, timeout.unwrap_or(QUESTION_TIMEOUT), &mut answered).await;
@@ -94,6 +98,36 @@ impl Users {
             return Ok(answered);
         }
         Ok(answered)
+    }
+
+    /// Adds keys that application services have of users who are theirs alone (MSC3984); what is known here stays.
+    async fn add_of_services(&self, wanted: BTreeMap<OwnedUserId, Vec<String>>, answered: &mut Answered) {
+        if self.services().list().is_empty() {
+            return;
+        }
+        let mut by_service = BTreeMap::<String, (Arc<Service>, BTreeMap<OwnedUserId, Vec<String>>)>::new();
+        for (user, devices) in wanted {
+            if let Some(service) = self.services().with_keys_of(&user) {
+                let (_, of) = by_service.entry(service.id.clone()).or_insert((service, BTreeMap::new()));
+                of.insert(user, devices);
+            }
+        }
+        for (service, users) in by_service.into_values() {
+            let body = serde_json::to_value(&users).unwrap_or_default();
+            let Some(answer) = self.services().query_keys(&service, &body).await else { continue };
+            // What does not fit our memory is left out.
+            let _ = each_of(&answer.body, "device_keys", &mut |user, devices| {
+                let Some(user) = users.keys().find(|name| name.as_str() == user) else { return Ok(()) };
+                each_in(devices, &mut |device, key| {
+                    let of_user = answered.device_keys.entry(user.clone()).or_default();
+                    if !of_user.contains_key(device) && !is_too_deep(key) {
+                        answered.grant.grow(price(key.get().len()))?;
+                        of_user.insert(device.to_owned(), key.to_owned());
+                    }
+                    Ok(())
+                })
+            });
+        }
     }
 
     /// The answer to another server about a local user's devices: JSON, with the grant that pays for it.
