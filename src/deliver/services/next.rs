@@ -70,6 +70,35 @@ struct Look<'a> {
     found: Next,
 }
 
+/// The oldest of some messages, as many as fit a transaction.
+#[derive(Default)]
+struct Oldest {
+    messages: BTreeMap<Position, (UserNum, String, usize)>,
+    is_cut: bool,
+}
+
+impl Oldest {
+    /// Answers whether a later one may have a place.
+    fn add(&mut self, at: Position, message: (UserNum, String, usize)) -> bool {
+        self.messages.insert(at, message);
+        if self.messages.len() > MESSAGES_MAX {
+            self.is_cut = true;
+            return self.messages.pop_last().is_some_and(|(newest, _)| newest != at);
+        }
+        true
+    }
+
+    /// Leaves out the newest until the rest fits, of which there is at least one. Answers whether any is left out.
+    fn fit(&mut self) -> bool {
+        let mut bytes: usize = self.messages.values().map(|(.., bytes)| bytes).sum();
+        while bytes > MESSAGES_BYTES_MAX && self.messages.len() > 1 {
+            bytes -= self.messages.pop_last().map_or(0, |(_, (.., bytes))| bytes);
+            self.is_cut = true;
+        }
+        self.is_cut
+    }
+}
+
 /// From which event on a room's events concern a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Interest {
@@ -87,9 +116,7 @@ impl Look<'_> {
         let own: Vec<UserNum> =
             news.users.iter().copied().filter_map(|user| self.own(user).transpose()).collect::<store::Result<_>>()?;
         if self.service.wants_ephemeral() {
-            for user in &own {
-                self.messages(*user)?;
-            }
+            self.messages(&own)?;
         }
         self.changed_devices()?;
         let mut rooms = Vec::new();
@@ -113,11 +140,14 @@ impl Look<'_> {
 
     fn everything(&mut self) -> store::Result<()> {
         if self.service.wants_ephemeral() {
-            for user in to_device::users_waiting(self.get)? {
-                if self.own(user)?.is_some() {
-                    self.messages(user)?;
-                }
-            }
+            let mut own = to_device::users_waiting(self.get)?;
+            let mut failed = None;
+            own.retain(|user| match self.own(*user) {
+                Ok(own) => own.is_some(),
+                Err(error) => failed.replace(error).is_some(),
+            });
+            failed.map_or(Ok(()), Err)?;
+            self.messages(&own)?;
         }
         self.changed_devices()?;
         let (mut rooms, from) = (Vec::new(), self.from);
@@ -237,34 +267,33 @@ impl Look<'_> {
         Ok(())
     }
 
-    /// Messages to the devices of an own user.
-    fn messages(&mut self, num: UserNum) -> store::Result<()> {
-        let is_alone = is_alone(self.get, self.service, num)?;
-        // Those for a user who is the service's alone wait until it has them; of others it is told what comes.
-        let since = if is_alone { Position(0) } else { self.from };
-        let mut bytes: usize = 0;
-        for id in device::ids(self.get, num)? {
-            let (to, found) = (self.to, &mut self.found.pending.messages);
-            let mut cut = None;
-            to_device::each(self.get, num, &id, since, to, &mut |at, message| {
-                bytes += message.len();
-                if found.len() >= MESSAGES_MAX || (bytes > MESSAGES_BYTES_MAX && !found.is_empty()) {
-                    cut = Some(at);
-                    return Ok(ControlFlow::Break(()));
-                }
-                found.push((num.0, id.clone(), at.0, is_alone));
-                Ok(ControlFlow::Continue(()))
-            })?;
-            if let Some(at) = cut {
-                self.more = true;
-                // Of what others read too, nothing behind the first that is left is told now.
-                if !is_alone {
-                    self.to = self.to.min(Position(at.0.saturating_sub(1)));
-                    let to = self.to.0;
-                    self.found.pending.messages.retain(|(_, _, at, alone)| *alone || *at <= to);
-                }
-                return Ok(());
+    /// The oldest messages to the devices of own users. Those for a user who is the service's alone wait until it has them; of
+    /// others' it is told what came since, and what does not fit is told next.
+    fn messages(&mut self, users: &[UserNum]) -> store::Result<()> {
+        let (mut alone, mut shared) = (Oldest::default(), Oldest::default());
+        for num in users {
+            let is_alone = is_alone(self.get, self.service, *num)?;
+            let since = if is_alone { Position(0) } else { self.from };
+            let list = if is_alone { &mut alone } else { &mut shared };
+            for id in device::ids(self.get, *num)? {
+                to_device::each(self.get, *num, &id, since, self.to, &mut |at, message| {
+                    Ok(match list.add(at, (*num, id.clone(), message.len())) {
+                        true => ControlFlow::Continue(()),
+                        false => ControlFlow::Break(()),
+                    })
+                })?;
             }
+        }
+        self.more |= alone.fit();
+        if shared.fit()
+            && let Some((last, _)) = shared.messages.last_key_value()
+        {
+            self.more = true;
+            self.to = self.to.min(*last);
+        }
+        for (list, is_alone) in [(alone, true), (shared, false)] {
+            let told = list.messages.into_iter().map(|(at, (user, id, _))| (user.0, id, at.0, is_alone));
+            self.found.pending.messages.extend(told);
         }
         Ok(())
     }
