@@ -15,6 +15,7 @@ pub mod media; //      files
 pub mod deliver; //    getting things out
 pub mod flow; //       procedures that span rooms and users
 pub mod http; //       the front hall
+pub mod certificates; // those the server gets or makes by itself
 pub mod client; //     what apps call
 pub mod federation; // what servers call
 pub mod web; //        the operator's folders

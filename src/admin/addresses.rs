@@ -16,6 +16,9 @@ pub struct Addresses {
     pub servers: Vec<SocketAddr>,
     /// What a browser or an app takes, those for other machines first.
     pub urls: Vec<String>,
+    /// Where plain HTTP is spoken beside HTTPS, as browsers take it, and the port for apps that speaks HTTPS.
+    pub plain: Vec<String>,
+    pub secure: Option<u16>,
 }
 
 /// The path of the page where somebody chooses a password, without the code that follows.
@@ -30,5 +33,7 @@ pub fn listen_line(port: u16) -> String {
 pub async fn server(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
     let known = admin.addresses.get().cloned().unwrap_or_default();
     let (name, first) = (admin.users.server(), admin.users.setup_code().await?);
-    Ok(Response::json(&json!({ "server_name": name, "apps": known.apps, "servers": known.servers, "first": first })))
+    Ok(Response::json(
+        &json!({ "server_name": name, "apps": known.apps, "servers": known.servers, "plain": known.plain, "first": first }),
+    ))
 }

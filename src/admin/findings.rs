@@ -14,6 +14,7 @@ use serde_json::json;
 use super::{Admin, error::Error};
 use crate::base::{Doing, Status, Workers, blocking, bounded, caught, span};
 use crate::budget::{Account, WhenEmpty};
+use crate::certificates::ending;
 use crate::http::{Request, Response};
 
 /// How much a finding matters, the least first.
@@ -74,6 +75,7 @@ pub async fn findings(admin: &Arc<Admin>) -> Vec<Finding> {
         let mut found: Vec<Finding> = below.sources.iter().flat_map(looked_at).collect();
         found.extend(workers(&below.workers, below.clock.now_ms()));
         found.extend(memory(below.budget.accounts()));
+        found.extend(certificates(&below));
         found
     });
     let mut found = looked.await;
@@ -143,6 +145,23 @@ fn memory(accounts: &[Account]) -> Vec<Finding> {
             named.join(", ")
         ),
     )]
+}
+
+/// Certificates that end soon, and why there is none. What is asked for and not refused yet is no finding.
+fn certificates(admin: &Admin) -> Vec<Finding> {
+    let now_ms = admin.clock.now_ms();
+    let ends = admin.shown.iter().filter_map(|(what, certificate)| {
+        let warning = ending(what, certificate, &admin.certificates, &admin.clock)?;
+        Some(Finding::warning("certificate", warning.sentence))
+    });
+    let mut found: Vec<Finding> = ends.collect();
+    let status = admin.certificates.status();
+    if let Some(said) = status.said.filter(|_| found.is_empty()) {
+        let again = status.next_ms.filter(|next_ms| *next_ms > now_ms);
+        let again = again.map_or(String::new(), |next_ms| format!(" It is tried again in {}.", span(next_ms - now_ms)));
+        found.push(Finding::warning("certificate", said + &again));
+    }
+    found
 }
 
 /// Reports that nobody has looked at yet.

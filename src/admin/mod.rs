@@ -3,10 +3,12 @@
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `metrics.rs` with `openmetrics.rs`, `reload.rs`, `addresses.rs`, then `pages/`.
+//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `metrics.rs` with `openmetrics.rs`,
+//! `reload.rs`, `addresses.rs`, `certificates.rs`, then `pages/`.
 
 mod addresses;
 mod budget;
+mod certificates;
 mod error;
 mod examine;
 mod findings;
@@ -29,9 +31,11 @@ use serde::Serialize;
 
 use crate::base::{Clock, Live, Random, Workers};
 use crate::budget::Budget;
+use crate::certificates::Certificates;
 use crate::deliver::Sender;
 use crate::deliver::services::ServiceSender;
 use crate::flow::Notices;
+use crate::http::tls::Certificate;
 use crate::http::{ErrorResponse, Response, Router, StatusCode, Tally};
 use crate::media::Media;
 use crate::remote::Remote;
@@ -91,6 +95,10 @@ pub struct Admin {
     pub tally: Tally,
     /// Reads the settings again; set once the server is whole.
     pub reload: OnceLock<Weak<dyn Reload>>,
+    /// What the server gets or makes by itself.
+    pub certificates: Certificates,
+    /// What is shown, and to whom: "The certificate for apps".
+    pub shown: Vec<(&'static str, Arc<Certificate>)>,
 }
 
 /// The routes of the commands, for the socket in the data folder.
@@ -122,6 +130,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/findings", findings::list)
         .post("/reload", reload::reload)
         .post("/examine", examine::examine)
+        .get("/certificates", certificates::show)
         .get("/server", addresses::server);
 }
 
@@ -129,6 +138,26 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
 pub fn page_routes(router: &mut Router, admin: &Arc<Admin>) {
     router.surface(admin).get(METRICS_PATH, metrics::metrics).get(HEALTH_PATH, metrics::health);
     pages::routes(router, admin);
+    certificate_routes(router, admin);
+}
+
+/// The routes of addresses that speak plain HTTP beside those that do not: what must be there without a certificate. A
+/// browser that asks for anything else is led to HTTPS.
+pub fn plain_routes(router: &mut Router, admin: &Arc<Admin>) {
+    certificate_routes(router, admin);
+    router.surface(admin).get("/", certificates::to_https).get("/{*path}", certificates::to_https);
+}
+
+fn certificate_routes(router: &mut Router, admin: &Arc<Admin>) {
+    use pages::certificate;
+    let file = |kind: &str| format!("{}{kind}", certificate::PATH);
+    router
+        .surface(admin)
+        .get("/.well-known/acme-challenge/{token}", certificates::challenge)
+        .get(&file(""), certificate::show)
+        .get(&file(".pem"), certificate::pem)
+        .get(&file(".crt"), certificate::der)
+        .get(&file(".mobileconfig"), certificate::profile);
 }
 
 /// The answer with a page of rows. Its grant is held until it is sent.

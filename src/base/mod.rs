@@ -1,12 +1,12 @@
 //! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught,
-//! background workers, a lock for each name, bounded tables that others fill, what changed lately, pages of lists in any order, and long
-//! answers in pieces.
+//! background workers, a lock for each name, bounded tables that others fill, what changed lately, pages of lists in any order, long
+//! answers in pieces, and files for their owner alone.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
 //! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
-//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`.
+//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `private.rs`.
 
 #[cfg(test)]
 pub mod any_bytes;
@@ -20,6 +20,7 @@ mod lane;
 mod live;
 mod pace;
 mod panics;
+pub mod private;
 mod random;
 mod ranked;
 mod recent;

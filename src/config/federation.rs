@@ -23,6 +23,8 @@ pub struct Federation {
     pub allow_private_addresses: bool,
     pub notaries: Vec<OwnedServerName>,
     pub overrides: Vec<(String, String)>,
+    /// Files with the roots of servers that have an authority of their own.
+    pub roots: Vec<(String, PathBuf)>,
     pub hourly_bytes_max: u64,
 }
 
@@ -86,8 +88,15 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "federation.overrides",
         r#"{ "friend.lan" = "192.168.1.20:8448" }"#,
-        "Where single servers are found, for closed networks without DNS: an address, or another name.",
-        |config, given| Ok(config.federation.overrides = given.pairs()?),
+        "Where single servers are found, for closed networks without DNS: an address, or another name. A server with an authority of \
+         its own, such as another Snug with certificates = \"own\", is believed under its root: \
+         { \"friend.lan\" = { address = \"192.168.1.20:8448\", root = \"/etc/snug/friend.pem\" } }.",
+        |config, given| {
+            let places = given.places()?;
+            let root = |(name, _, root): &(String, String, Option<PathBuf>)| Some((name.clone(), root.clone()?));
+            config.federation.roots = places.iter().filter_map(root).collect();
+            Ok(config.federation.overrides = places.into_iter().map(|(name, to, _)| (name, to)).collect())
+        },
     ),
     setting(
         "federation.hourly_bytes_max",

@@ -32,7 +32,10 @@ pub const SETTINGS: &[Setting] = &[
         "listen",
         r#"["127.0.0.1:8008"]"#,
         "Addresses and ports for apps. \"[::]:8008\" listens on all networks, IPv4 too.",
-        |config, given| Ok(config.listen = addresses(given)?),
+        |config, given| {
+            config.is_listen_set = true;
+            Ok(config.listen = addresses(given)?)
+        },
     )
     .shown_first(),
     optional(

@@ -32,6 +32,30 @@ impl Given<'_> {
         table.iter().map(|(key, value)| Ok((key.get_ref().to_string(), pair(value.get_ref())?))).collect()
     }
 
+    /// Servers with their addresses, and with the file of a root where one is named.
+    pub fn places(&self) -> Result<Vec<(String, String, Option<PathBuf>)>, String> {
+        let wrong = || {
+            "must be a table such as { \"a.example\" = \"10.0.0.1:8448\", \"b.lan\" = { address = \"10.0.0.2:8448\", root = \"b.pem\" } }"
+                .to_owned()
+        };
+        let table = self.value.as_table().ok_or_else(wrong)?;
+        let place = |(key, value): (&toml::Spanned<std::borrow::Cow<'_, str>>, &toml::Spanned<DeValue<'_>>)| {
+            let name = key.get_ref().to_string();
+            if let Some(address) = value.get_ref().as_str() {
+                return Ok((name, address.to_owned(), None));
+            }
+            let inside = value.get_ref().as_table().ok_or_else(wrong)?;
+            let text = |name: &str| inside.get(name).and_then(|value| value.get_ref().as_str());
+            match (text("address"), text("root"), inside.len()) {
+                (Some(address), root, parts) if parts == 1 + usize::from(root.is_some()) => {
+                    Ok((name, address.to_owned(), root.map(|root| self.folder.join(root))))
+                }
+                _ => Err(wrong()),
+            }
+        };
+        table.iter().map(place).collect()
+    }
+
     pub fn flag(&self) -> Result<bool, String> {
         self.value.as_bool().ok_or_else(|| format!("must be true or false, not {}", self.value.type_str()))
     }

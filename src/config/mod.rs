@@ -25,6 +25,7 @@ use rooms::Rooms;
 use setting::{address, own_name, server_name, write_settings};
 
 mod calls;
+mod certificates;
 mod client;
 mod federation;
 mod file;
@@ -42,6 +43,7 @@ mod setting;
 mod support;
 mod terms;
 
+pub use certificates::Certificates;
 pub use metrics::Metrics;
 pub use notices::Notices;
 pub use page::Page;
@@ -61,10 +63,12 @@ pub const FILE_NAME: &str = "snug.toml";
 pub fn settings() -> impl Iterator<Item = &'static Setting> {
     [
         general::SETTINGS,
+        certificates::GENERAL,
         client::SETTINGS,
         page::SETTINGS,
         metrics::SETTINGS,
         federation::SETTINGS,
+        certificates::SETTINGS,
         rooms::SETTINGS,
         search::SETTINGS,
         files::SETTINGS,
@@ -87,6 +91,8 @@ pub struct Config {
     pub server_name: OwnedServerName,
     pub data_dir: PathBuf,
     pub listen: Vec<SocketAddr>,
+    /// Whether the operator said where to listen.
+    pub is_listen_set: bool,
     pub budget: Option<String>,
     /// Registration, and the address that apps are told.
     pub apps: Options,
@@ -109,6 +115,7 @@ pub struct Config {
     pub metrics: Metrics,
     /// Folders served at paths.
     pub web: Vec<Mount>,
+    pub certificates: Certificates,
     pub federation: Federation,
     pub rooms: Rooms,
     pub previews: Previews,
@@ -185,6 +192,7 @@ impl Config {
         };
         config.apply(overrides)?;
         config.overrides = overrides.clone();
+        config.set_default_addresses();
         config.check().map_err(|error| Error { file, ..error })?;
         Ok(config)
     }
@@ -244,6 +252,7 @@ impl Config {
         if !overrides.listen.is_empty() {
             let parsed = overrides.listen.iter().map(|text| address(text)).collect::<Result<_, _>>();
             self.listen = parsed.map_err(|message| Error::of("--listen", message))?;
+            self.is_listen_set = true;
         }
         Ok(())
     }
@@ -273,6 +282,7 @@ impl Config {
                 return Err(Error::of(&name, format!("{section}.{missing} must be set too")));
             }
         }
+        self.check_certificates()?;
         if self.listen.is_empty() {
             return Err(Error::of("listen", "needs at least one address, or no app can connect"));
         }
@@ -322,6 +332,7 @@ impl Default for Config {
             server_name: server_name("localhost").expect("localhost is a server name"),
             data_dir: DATA_DIR.into(),
             listen: Vec::new(),
+            is_listen_set: false,
             budget: None,
             apps: Options::default(),
             guests_unused_days: None,
@@ -337,6 +348,7 @@ impl Default for Config {
             page: Page::default(),
             metrics: Metrics::default(),
             web: Vec::new(),
+            certificates: Certificates::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
             previews: Previews::default(),
@@ -354,6 +366,7 @@ impl Default for Config {
             let given = Given { value: value.get_ref(), folder: Path::new(""), example: setting.example };
             (setting.set)(&mut config, &given).expect("every default passes its own check");
         }
+        config.is_listen_set = false;
         config
     }
 }

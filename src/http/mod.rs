@@ -4,7 +4,7 @@
 //! register handlers in a [`Router`] and get [`Request`]s whose bodies are charged before they are read. Read
 //! `route.rs` first (what a surface does), then `request.rs`, `response.rs`, `error.rs`; `body.rs` has both directions
 //! of streaming; `listen/` the sockets and timeouts, `connection_limits.rs` (with `caller.rs`, `guests.rs` and
-//! `peer_watch.rs`) the sharing of connections; `file.rs` answers with a file, `page/` with a page for a browser; `limit.rs` and `tls.rs` stand alone.
+//! `peer_watch.rs`) the sharing of connections; `file.rs` answers with a file, `page/` with a page for a browser; `limit.rs`, `tls.rs` and `x509.rs` stand alone.
 
 mod body;
 mod error;
@@ -20,6 +20,7 @@ mod route;
 mod tally;
 pub mod tls;
 mod turned_away;
+pub mod x509;
 mod peer_watch;
 pub mod file;
 mod caller;

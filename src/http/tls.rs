@@ -1,16 +1,17 @@
-//! Certificates: read from PEM files, swapped when the files change, without a restart.
+//! Certificates: read from PEM files and swapped when the files change, or put here by who got them, without a restart.
 //!
 //! A renewal that cannot be read keeps the certificate that works and says why in the log, once for each broken version.
 
 use parking_lot::RwLock;
 
+use super::x509;
 use crate::base::{self, Clock, Worker};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, ServerSessionMemoryCache};
-use rustls::sign::CertifiedKey;
+use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{CipherSuite, ServerConfig};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -24,12 +25,24 @@ const SESSIONS_MAX: usize = 128;
 /// Certificate files are small; a larger one is a mistake.
 const PEM_BYTES_MAX: u64 = 256 * 1024;
 
-/// A certificate chain with its key, as last read from its files.
+/// Certificates of one chain; a leaf and what leads to its root are two to four.
+const CHAIN_MAX: usize = 10;
+/// Challenges shown at a time: one for each name of an order.
+const CHALLENGES_MAX: usize = 16;
+
+/// A certificate chain with its key, that listeners show: as last read from its files, or as last put here.
 pub struct Certificate {
-    chain_file: PathBuf,
-    key_file: PathBuf,
-    current: RwLock<Arc<CertifiedKey>>,
+    files: Option<(PathBuf, PathBuf)>,
+    /// None until the first one is there: until then no handshake succeeds.
+    current: RwLock<Option<Arc<CertifiedKey>>>,
+    /// The names that the first one will be for.
+    awaited: Vec<String>,
+    /// What an authority that asks for a name by TLS is shown (RFC 8737), by that name.
+    challenges: RwLock<Vec<(String, Arc<CertifiedKey>)>>,
 }
+
+/// A chain and the key that belongs to its first certificate.
+pub struct Pair(CertifiedKey);
 
 /// Why a certificate cannot be used: a sentence that names the file.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +52,58 @@ pub struct Unusable(String);
 /// Names of protocols, as TLS negotiates them (RFC 7301).
 pub(super) const HTTP_2: &[u8] = b"h2";
 pub(super) const HTTP_1: &[u8] = b"http/1.1";
+/// Only an authority that checks a name asks for it, and nothing is said over it.
+pub(super) const CHALLENGE: &[u8] = b"acme-tls/1";
 
 impl Certificate {
     /// Reads both files; blocking.
     pub fn read(chain_file: &Path, key_file: &Path) -> Result<Arc<Self>, Unusable> {
-        let current = RwLock::new(Arc::new(read_pair(chain_file, key_file)?));
-        Ok(Arc::new(Self { chain_file: chain_file.to_owned(), key_file: key_file.to_owned(), current }))
+        let pair = read_pair(chain_file, key_file)?;
+        let made = Self::made(Some((chain_file.to_owned(), key_file.to_owned())), Vec::new());
+        made.put(pair);
+        Ok(Arc::new(made))
+    }
+
+    /// One that is put here later, for these names.
+    pub fn awaited(names: Vec<String>) -> Arc<Self> {
+        Arc::new(Self::made(None, names))
+    }
+
+    fn made(files: Option<(PathBuf, PathBuf)>, awaited: Vec<String>) -> Self {
+        Self { files, current: RwLock::default(), awaited, challenges: RwLock::default() }
+    }
+
+    /// Shows another certificate from the next handshake on; what is open stays open.
+    pub fn put(&self, pair: Pair) {
+        *self.current.write() = Some(Arc::new(pair.0));
+    }
+
+    /// Whether there is one to show.
+    pub fn is_there(&self) -> bool {
+        self.current.read().is_some()
+    }
+
+    /// The file it is read from.
+    pub fn file(&self) -> Option<&Path> {
+        self.files.as_ref().map(|(chain, _)| &**chain)
+    }
+
+    /// What an authority that asks for `name` is shown, until [`Certificate::end_challenges`].
+    pub fn answer_challenge(&self, name: &str, pair: Pair) {
+        let mut challenges = self.challenges.write();
+        challenges.retain(|(known, _)| known != name);
+        if challenges.len() < CHALLENGES_MAX {
+            challenges.push((name.to_owned(), Arc::new(pair.0)));
+        }
+    }
+
+    pub fn end_challenges(&self) {
+        self.challenges.write().clear();
+    }
+
+    /// The first certificate of the chain, DER.
+    pub fn leaf(&self) -> Option<CertificateDer<'static>> {
+        self.current.read().as_ref()?.cert.first().map(|leaf| leaf.clone().into_owned())
     }
 
     /// The server side of TLS with this certificate, for HTTP/2 and 1.1.
@@ -55,6 +114,9 @@ impl Certificate {
             .with_no_client_auth()
             .with_cert_resolver(self.clone());
         config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
+        if self.files.is_none() {
+            config.alpn_protocols.push(CHALLENGE.to_vec());
+        }
         config.session_storage = ServerSessionMemoryCache::new(SESSIONS_MAX);
         config.send_tls13_tickets = 1;
         // Our order puts the fastest cipher for this board first; for a phone either is fine.
@@ -64,16 +126,15 @@ impl Certificate {
 
     /// From when until when it is valid, in unix milliseconds; none when the certificate has no known form of it.
     pub fn validity_ms(&self) -> Option<(u64, u64)> {
-        let current = self.current.read().clone();
-        validity_ms(current.cert.first()?)
+        x509::validity_ms(&self.leaf()?)
     }
 
-    /// Whether it is for a host: a name, or an address without brackets.
+    /// Whether it is for a host: a name, or an address without brackets. One that is awaited is for its names.
     pub fn is_for(&self, host: &str) -> bool {
-        let current = self.current.read().clone();
-        let certificate = current.cert.first().and_then(|leaf| ParsedCertificate::try_from(leaf).ok());
-        let name = ServerName::try_from(host).ok();
-        certificate.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
+        match self.leaf() {
+            Some(leaf) => is_for(&leaf, host),
+            None => self.awaited.iter().any(|name| name == host),
+        }
     }
 
     /// Looks at the files now and then, for ever; run as a task. A unit of the worker is a certificate
@@ -98,10 +159,11 @@ impl Certificate {
     /// Reads the files again; blocking. The old certificate stays when they are not usable, which is logged
     /// here.
     pub fn reread(&self) -> Result<(), Unusable> {
-        match read_pair(&self.chain_file, &self.key_file) {
+        let Some((chain_file, key_file)) = &self.files else { return Ok(()) };
+        match read_pair(chain_file, key_file) {
             Ok(pair) => {
-                *self.current.write() = Arc::new(pair);
-                tracing::info!("the certificate {} was loaded again", self.chain_file.display());
+                self.put(pair);
+                tracing::info!("the certificate {} was loaded again", chain_file.display());
             }
             Err(error) => {
                 tracing::error!("the new certificate cannot be used, and the old one stays in use: {error}");
@@ -111,24 +173,58 @@ impl Certificate {
         Ok(())
     }
 
-    async fn stamp(&self) -> [Option<(SystemTime, u64)>; 2] {
-        let files = [self.chain_file.clone(), self.key_file.clone()];
-        base::blocking(move || {
-            files.map(|file| std::fs::metadata(file).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len()))))
-        })
-        .await
+    async fn stamp(&self) -> Option<[Option<(SystemTime, u64)>; 2]> {
+        let (chain, key) = self.files.clone()?;
+        let stamp = base::blocking(move || {
+            [chain, key]
+                .map(|file| std::fs::metadata(file).ok().and_then(|meta| Some((meta.modified().ok()?, meta.len()))))
+        });
+        Some(stamp.await)
+    }
+}
+
+impl Pair {
+    /// Reads a chain and a key in PEM. An error names `what` they are.
+    pub fn parse(chain: &[u8], key: &[u8], what: &str) -> Result<Pair, Unusable> {
+        let wrong = |why: &dyn fmt::Display| Unusable(format!("{what}: {why}"));
+        let chain = chain_of(chain).map_err(|error| wrong(&error))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| wrong(&error))?;
+        let key = ring::sign::any_supported_type(&key).map_err(|error| wrong(&error))?;
+        fitting(chain, key).map_err(|error| wrong(&error))
+    }
+
+    /// A certificate of our own making, with its key in PKCS #8.
+    pub fn of(leaf: CertificateDer<'static>, key: Vec<u8>) -> Result<Pair, Unusable> {
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key));
+        let key = ring::sign::any_supported_type(&key).map_err(|error| Unusable(error.to_string()))?;
+        Ok(Pair(CertifiedKey::new(vec![leaf], key)))
+    }
+
+    pub fn is_for(&self, host: &str) -> bool {
+        self.0.cert.first().is_some_and(|leaf| is_for(leaf, host))
+    }
+
+    pub fn validity_ms(&self) -> Option<(u64, u64)> {
+        x509::validity_ms(self.0.cert.first()?)
     }
 }
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificate({})", self.chain_file.display())
+        write!(f, "Certificate({:?})", self.file())
     }
 }
 
 impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.read().clone())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let is_challenge = hello.alpn().is_some_and(|mut asked| asked.any(|protocol| protocol == CHALLENGE));
+        if !is_challenge || self.files.is_some() {
+            return self.current.read().clone();
+        }
+        let name = hello.server_name()?;
+        let challenges = self.challenges.read();
+        let found = challenges.iter().find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, shown)| shown.clone())
     }
 }
 
@@ -159,21 +255,38 @@ fn has_aes() -> bool {
     return false;
 }
 
-fn read_pair(chain_file: &Path, key_file: &Path) -> Result<CertifiedKey, Unusable> {
-    let chain = CertificateDer::pem_slice_iter(&read_small(chain_file)?)
-        .collect::<Result<Vec<_>, _>>()
-        .map_err(|error| unusable(chain_file, error))?;
-    if chain.is_empty() {
-        return Err(unusable(chain_file, "it contains no certificate"));
-    }
+fn read_pair(chain_file: &Path, key_file: &Path) -> Result<Pair, Unusable> {
+    let chain = chain_of(&read_small(chain_file)?).map_err(|error| unusable(chain_file, error))?;
     let key = PrivateKeyDer::from_pem_slice(&read_small(key_file)?).map_err(|error| unusable(key_file, error))?;
     let key = ring::sign::any_supported_type(&key).map_err(|error| unusable(key_file, error))?;
+    fitting(chain, key)
+        .map_err(|error| unusable(key_file, format_args!("it does not belong to {}: {error}", chain_file.display())))
+}
+
+fn chain_of(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let mut chain = Vec::new();
+    for certificate in CertificateDer::pem_slice_iter(pem) {
+        if chain.len() == CHAIN_MAX {
+            return Err(format!("it contains more than {CHAIN_MAX} certificates"));
+        }
+        chain.push(certificate.map_err(|error| error.to_string())?);
+    }
+    if chain.is_empty() { Err("it contains no certificate".to_owned()) } else { Ok(chain) }
+}
+
+fn fitting(chain: Vec<CertificateDer<'static>>, key: Arc<dyn SigningKey>) -> Result<Pair, rustls::Error> {
     let pair = CertifiedKey::new(chain, key);
     match pair.keys_match() {
         // "Unknown" is a key that cannot derive its public half, which is no sign of a mismatch.
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(pair),
-        Err(error) => Err(unusable(key_file, format_args!("it does not belong to {}: {error}", chain_file.display()))),
+        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(Pair(pair)),
+        Err(error) => Err(error),
     }
+}
+
+fn is_for(leaf: &CertificateDer<'_>, host: &str) -> bool {
+    let certificate = ParsedCertificate::try_from(leaf).ok();
+    let name = ServerName::try_from(host).ok();
+    certificate.zip(name).is_some_and(|(certificate, name)| verify_server_name(&certificate, &name).is_ok())
 }
 
 fn read_small(file: &Path) -> Result<Vec<u8>, Unusable> {
@@ -195,67 +308,6 @@ fn unusable(file: &Path, why: impl fmt::Display) -> Unusable {
     Unusable(format!("{}: {why}", file.display()))
 }
 
-/// The two times of an X.509 certificate (RFC 5280, section 4.1): certificate → signed part → version, serial number,
-/// algorithm, issuer, and then the validity.
-fn validity_ms(der: &[u8]) -> Option<(u64, u64)> {
-    let (_, certificate, _) = element(der)?;
-    let (_, mut rest, _) = element(certificate)?;
-    // The version is left out in version 1.
-    if rest.first() == Some(&0xa0) {
-        rest = element(rest)?.2;
-    }
-    for _ in 0..3 {
-        rest = element(rest)?.2;
-    }
-    let (_, validity, _) = element(rest)?;
-    let (kind, from, rest) = element(validity)?;
-    let (kind_until, until, _) = element(rest)?;
-    Some((time_ms(kind, from)?, time_ms(kind_until, until)?))
-}
-
-/// The first DER element: its tag, its content, and the bytes behind it.
-fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&[tag, first], rest) = der.split_first_chunk::<2>()?;
-    let (len, rest) = match first {
-        0..=0x7f => (usize::from(first), rest),
-        0x81..=0x84 => {
-            let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-            (bytes.iter().fold(0, |len, byte| len << 8 | usize::from(*byte)), rest)
-        }
-        _ => return None,
-    };
-    let (inside, behind) = rest.split_at_checked(len)?;
-    Some((tag, inside, behind))
-}
-
-/// `YYMMDDhhmmssZ` or `YYYYMMDDhhmmssZ`.
-fn time_ms(tag: u8, text: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
-    let (year, rest) = match tag {
-        0x17 => {
-            let (year, rest) = text.split_at_checked(2)?;
-            let year: u64 = year.parse().ok()?;
-            (if year < 50 { 2000 + year } else { 1900 + year }, rest)
-        }
-        0x18 => {
-            let (year, rest) = text.split_at_checked(4)?;
-            (year.parse().ok()?, rest)
-        }
-        _ => return None,
-    };
-    let part = |at: usize| rest.get(at..at + 2)?.parse::<u64>().ok();
-    let (month, day) = (part(0)?, part(2)?);
-    let seconds = part(4)? * 3600 + part(6)? * 60 + part(8)?;
-    if !(1..=12).contains(&month) || !(1..=31).contains(&day) || year < 1970 {
-        return None;
-    }
-    // Years counted from March end with the leap day, which makes the months before it 153 days in each five.
-    let (y, m) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = y * 365 + y / 4 - y / 100 + y / 400 + (153 * m + 2) / 5 + day - 1;
-    let unix_days = days.checked_sub(719_468)?;
-    Some((unix_days * 86_400 + seconds) * 1000)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,7 +327,7 @@ mod tests {
     }
 
     fn leaf(certificate: &Certificate) -> Vec<u8> {
-        certificate.current.read().cert[0].to_vec()
+        certificate.leaf().unwrap().to_vec()
     }
 
     #[test]
@@ -296,10 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_are_read() {
-        assert_eq!(time_ms(0x17, b"700101000000Z"), Some(0));
-        assert_eq!(time_ms(0x18, b"20240229123456Z"), Some(1_709_210_096_000));
-        assert_eq!(time_ms(0x17, b"rubbish"), None);
+    fn a_certificate_says_its_dates_and_its_names() {
         let folder = scratch("dates");
         let (chain, key) = write_pair(&folder);
         let (from, until) = Certificate::read(&chain, &key).unwrap().validity_ms().unwrap();
@@ -320,14 +369,82 @@ mod tests {
         std::fs::remove_dir_all(two).unwrap();
     }
 
-    #[test]
-    fn any_bytes_have_dates_or_none() {
-        let mut parameters = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
-        parameters.not_after = rcgen::date_time_ymd(2060, 1, 1);
-        let made = parameters.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
-        assert!(validity_ms(made.der()).is_some());
-        crate::base::any_bytes::any_bytes(&[made.der(), b"240101000000Z", b"20600101000000Z"], |bytes| {
-            let _ = (validity_ms(bytes), element(bytes), time_ms(0x17, bytes), time_ms(0x18, bytes));
-        });
+    /// What a client that asks for these protocols and believes anything is shown.
+    async fn shown(certificate: &Arc<Certificate>, protocols: &[&[u8]], name: &str) -> Option<Vec<u8>> {
+        let config = certificate.server_config().unwrap();
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        let server = tokio::spawn(tokio_rustls::TlsAcceptor::from(config).accept(near));
+        let client = rustls::ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+        let mut client =
+            client.unwrap().dangerous().with_custom_certificate_verifier(Arc::new(Anything)).with_no_client_auth();
+        client.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connected = tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, far).await;
+        let _ = server.await;
+        let connected = connected.ok()?;
+        Some(connected.get_ref().1.peer_certificates()?.first()?.to_vec())
+    }
+
+    #[derive(Debug)]
+    struct Anything;
+
+    impl rustls::client::danger::ServerCertVerifier for Anything {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: rustls::pki_types::UnixTime,
+        ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+            Ok(rustls::client::danger::ServerCertVerified::assertion())
+        }
+
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            provider().signature_verification_algorithms.supported_schemes()
+        }
+    }
+
+    fn pair(name: &str) -> (Pair, Vec<u8>) {
+        let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
+        let pair = Pair::of(made.cert.der().clone(), made.signing_key.serialize_der()).unwrap();
+        (pair, made.cert.der().to_vec())
+    }
+
+    /// Only who asks for the protocol of challenges is shown the answer to one, and nobody else's certificate is shown
+    /// there.
+    #[tokio::test]
+    async fn a_challenge_is_answered_beside_the_certificate() {
+        let certificate = Certificate::awaited(vec!["a.example".to_owned()]);
+        assert!(certificate.is_for("a.example") && !certificate.is_for("b.example"));
+        assert_eq!(shown(&certificate, &[HTTP_1], "a.example").await, None, "there is none yet");
+        let ((answer, answer_der), (used, used_der)) = (pair("a.example"), pair("a.example"));
+        certificate.answer_challenge("a.example", answer);
+        assert_eq!(shown(&certificate, &[CHALLENGE], "a.example").await.unwrap(), answer_der);
+        assert_eq!(shown(&certificate, &[CHALLENGE], "b.example").await, None);
+        certificate.put(used);
+        assert_eq!(shown(&certificate, &[HTTP_2, HTTP_1], "b.example").await.unwrap(), used_der);
+        assert_eq!(shown(&certificate, &[CHALLENGE], "a.example").await.unwrap(), answer_der);
+        certificate.end_challenges();
+        assert_eq!(shown(&certificate, &[CHALLENGE], "a.example").await, None);
+        assert_eq!(shown(&certificate, &[], "a.example").await.unwrap(), used_der);
     }
 }

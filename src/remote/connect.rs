@@ -59,13 +59,35 @@ pub struct Limits {
 #[derive(Clone)]
 pub struct Dialer {
     tls: TlsConnector,
+    /// Hosts whose certificates are believed under a root of their own alone.
+    friends: Arc<Vec<(String, TlsConnector)>>,
     pub account: Account,
     clock: Clock,
 }
 
 impl Dialer {
     pub fn new(roots: RootCertStore, account: Account, clock: Clock) -> Dialer {
-        Dialer { tls: TlsConnector::from(Arc::new(client_config(roots))), account, clock }
+        let tls = TlsConnector::from(Arc::new(client_config(roots, SESSIONS_MAX)));
+        Dialer { tls, friends: Arc::default(), account, clock }
+    }
+
+    /// The same for hosts that have an authority of their own, each with its root in PEM. Nobody else is believed under
+    /// that root, and such a host under no other.
+    pub fn with_friends(self, friends: &[(String, Vec<u8>)]) -> Result<Dialer, String> {
+        let friend = |(host, pem): &(String, Vec<u8>)| {
+            let mut roots = RootCertStore::empty();
+            add_roots(&mut roots, pem).map_err(|error| format!("the root of {host} {error}"))?;
+            let config = client_config(roots, 2);
+            Ok::<_, String>((host.to_ascii_lowercase(), TlsConnector::from(Arc::new(config))))
+        };
+        let friends = friends.iter().map(friend).collect::<Result<_, _>>()?;
+        Ok(Dialer { friends: Arc::new(friends), ..self })
+    }
+
+    fn connector(&self, target: &Target) -> &TlsConnector {
+        let host = target.tls_name.to_str();
+        let friend = self.friends.iter().find(|(friend, _)| friend.eq_ignore_ascii_case(&host));
+        friend.map_or(&self.tls, |(_, connector)| connector)
     }
 
     /// Connects to the first address that answers and checks its certificate. At most [`CONNECT`] and the pauses between
@@ -73,7 +95,7 @@ impl Dialer {
     pub async fn dial(&self, target: &Target, grant: Grant, contact: &Contact) -> Result<Connection, Failed> {
         let (address, stream) = self.reach(&target.addresses, contact).await?;
         // Of a long body, only the bytes that go out soon are encrypted; rustls would take 64 KiB.
-        let shake = self.tls.connect_with(target.tls_name.clone(), stream, |session| {
+        let shake = self.connector(target).connect_with(target.tls_name.clone(), stream, |session| {
             session.set_buffer_limit(Some(SEND_BUFFER_BYTES));
         });
         match self.clock.timeout(HANDSHAKE, shake).await {
@@ -171,25 +193,30 @@ pub struct Connection {
 
 /// The webpki roots and, for closed networks, the certificates of a PEM file.
 pub fn roots(extra_ca_pem: Option<&[u8]>) -> Result<RootCertStore, String> {
-    use rustls::pki_types::{CertificateDer, pem::PemObject};
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-    for found in extra_ca_pem.into_iter().flat_map(CertificateDer::pem_slice_iter) {
-        let certificate = found.map_err(|error| format!("the extra CA file is not PEM: {error}"))?;
-        roots
-            .add(certificate)
-            .map_err(|error| format!("the extra CA file contains an unusable certificate: {error}"))?;
+    if let Some(pem) = extra_ca_pem {
+        add_roots(&mut roots, pem).map_err(|error| format!("the extra CA file {error}"))?;
     }
     Ok(roots)
 }
 
-fn client_config(roots: RootCertStore) -> ClientConfig {
+fn add_roots(roots: &mut RootCertStore, pem: &[u8]) -> Result<(), String> {
+    use rustls::pki_types::{CertificateDer, pem::PemObject};
+    for found in CertificateDer::pem_slice_iter(pem) {
+        let certificate = found.map_err(|error| format!("is not PEM: {error}"))?;
+        roots.add(certificate).map_err(|error| format!("contains an unusable certificate: {error}"))?;
+    }
+    Ok(())
+}
+
+fn client_config(roots: RootCertStore, sessions_max: usize) -> ClientConfig {
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_safe_default_protocol_versions()
         .expect("ring has suites for TLS 1.2 and 1.3")
         .with_root_certificates(roots)
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config.resumption = rustls::client::Resumption::in_memory_sessions(SESSIONS_MAX);
+    config.resumption = rustls::client::Resumption::in_memory_sessions(sessions_max);
     config
 }
 

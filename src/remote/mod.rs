@@ -68,6 +68,8 @@ pub struct RemoteOptions {
     pub key: Arc<sign::Key>,
     /// `(server name, "address:port" or a delegated server name)`: for closed networks without DNS.
     pub overrides: Vec<(String, String)>,
+    /// Roots of servers with an authority of their own, in PEM, by the servers' names.
+    pub friends: Vec<(String, Vec<u8>)>,
     /// Certificates of a closed network's authority, trusted besides the usual roots.
     pub extra_ca_pem: Option<Vec<u8>>,
     /// Asked for the keys of servers that cannot be asked themselves.
@@ -88,6 +90,7 @@ impl RemoteOptions {
             server_name,
             key,
             overrides: Vec::new(),
+            friends: Vec::new(),
             extra_ca_pem: None,
             notaries: Vec::new(),
             limits: Limits { connections_max: 12, per_host_max: 3 },
@@ -95,6 +98,19 @@ impl RemoteOptions {
             allow_private: true,
             enabled: true,
         }
+    }
+}
+
+impl RemoteOptions {
+    /// The host that a server's certificate is for: its name, or the one that an override leads to.
+    fn shown_by(&self, server: &str) -> String {
+        let delegate = self.overrides.iter().find(|(name, to)| {
+            let is_address = to.parse::<std::net::SocketAddr>().is_ok() || to.parse::<std::net::IpAddr>().is_ok();
+            name.eq_ignore_ascii_case(server) && !is_address
+        });
+        let name = delegate.map_or(server, |(_, to)| to);
+        let host = <&ServerName>::try_from(name).map_or(name, |name| name.host());
+        host.trim_start_matches('[').trim_end_matches(']').to_owned()
     }
 }
 
@@ -137,6 +153,8 @@ impl Remote {
     ) -> Result<Remote, String> {
         let roots = connect::roots(options.extra_ca_pem.as_deref())?;
         let dialer = connect::Dialer::new(roots, budget.account("outbound"), clock.clone());
+        let friends: Vec<_> = options.friends.iter().map(|(name, pem)| (options.shown_by(name), pem.clone())).collect();
+        let dialer = dialer.with_friends(&friends)?;
         let dns = Arc::new(dns::Dns::new(options.names_max as u64));
         let web = web::Web::new(dns.clone(), dialer.clone(), clock.clone());
         let allow_private = options.allow_private;

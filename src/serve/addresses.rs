@@ -33,8 +33,11 @@ pub fn urls(config: &Config, apps: &[SocketAddr], certificate: Option<&Certifica
 }
 
 fn of_sockets(apps: &[SocketAddr], certificate: Option<&Certificate>, name: &ServerName) -> Vec<String> {
-    let mut hosts = hosts(apps, of_this_machine);
-    let Some(certificate) = certificate else { return written("http", hosts) };
+    let Some(certificate) = certificate else { return plain_urls(apps) };
+    // Beside a certificate of our own, what only this machine reaches is plain.
+    let (plain, apps): (Vec<_>, Vec<_>) =
+        apps.iter().partition(|socket| certificate.file().is_none() && socket.ip().is_loopback());
+    let mut hosts = hosts(&apps, of_this_machine);
     if let Some(socket) = apps.iter().find(|socket| !socket.ip().is_loopback()) {
         hosts.insert(0, (name.host().to_owned(), socket.port()));
     }
@@ -44,7 +47,14 @@ fn of_sockets(apps: &[SocketAddr], certificate: Option<&Certificate>, name: &Ser
     } else {
         hosts.retain(|(host, _)| host != name.host());
     }
-    written("https", hosts)
+    let mut urls = written("https", hosts);
+    urls.extend(plain_urls(&plain));
+    urls
+}
+
+/// The URLs of sockets that speak plain HTTP.
+pub fn plain_urls(sockets: &[SocketAddr]) -> Vec<String> {
+    written("http", hosts(sockets, of_this_machine))
 }
 
 /// Whether only programs on this machine can connect, and no proxy is known that lets others in.
@@ -122,7 +132,7 @@ fn host(ip: IpAddr) -> String {
 }
 
 /// The addresses of this machine that another one can use, IPv4 first. Empty where the system has no such tables.
-fn of_this_machine() -> Vec<IpAddr> {
+pub fn of_this_machine() -> Vec<IpAddr> {
     let table = |name: &str| File::open(format!("/proc/net/{name}")).map(BufReader::new);
     let routes = table("route").map(routes).unwrap_or_default();
     let v4 = table("fib_trie").map(|table| local_v4(table, &routes)).unwrap_or_default();

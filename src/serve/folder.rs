@@ -3,12 +3,13 @@
 //! Everything in it belongs to one user, and no other user may read it. A command that another user runs, root
 //! included, is refused: the server could not use the files that such a command made.
 
-use std::fs::{DirBuilder, File, Metadata, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Failed, failed};
+use crate::base::private::{make_folder, write_secret};
 use crate::base::{Clock, Random};
 use crate::config::{Config, FILE_NAME};
 use crate::federation::OldKey;
@@ -18,6 +19,8 @@ use crate::store::Store;
 pub(super) const DATABASE: &str = "database";
 pub(super) const SCRATCH: &str = "scratch";
 pub(super) const MEDIA: &str = "media";
+/// Keys and certificates that the server got or made by itself.
+pub const CERTIFICATES: &str = "certificates";
 const SIGNING_KEY: &str = "signing.key";
 const OLD_SIGNING_KEYS: &str = "old-signing-keys";
 const RESERVE: &str = "database.reserve";
@@ -40,8 +43,8 @@ pub fn has_data(folder: &Path) -> Result<bool, Failed> {
 }
 
 /// The paths of a server's files besides its socket, whether they exist or not.
-pub fn kept(folder: &Path) -> [PathBuf; 6] {
-    [DATABASE, JOURNAL, RESERVE, SIGNING_KEY, MEDIA, SCRATCH].map(|name| folder.join(name))
+pub fn kept(folder: &Path) -> [PathBuf; 7] {
+    [DATABASE, JOURNAL, RESERVE, SIGNING_KEY, MEDIA, SCRATCH, CERTIFICATES].map(|name| folder.join(name))
 }
 
 /// Refuses to make a new database where a signing key and the files of an earlier database are: all accounts and rooms
@@ -168,17 +171,7 @@ fn make_private(folder: &Path) -> Result<(), Failed> {
         };
         failed(format_args!("the folder {} cannot be made", folder.display()), format_args!("{error}{hint}"))
     };
-    if folder.try_exists().map_err(wrong)? {
-        return Ok(());
-    }
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(wrong)?;
-    sync_folder_of(folder).map_err(wrong)
-}
-
-/// Syncs the folder of a file, so that a new or changed name survives a power cut.
-fn sync_folder_of(file: &Path) -> std::io::Result<()> {
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    make_folder(folder).map_err(wrong)
 }
 
 /// Corrects the clock of a board without a clock battery, which starts in the past. The time is at least that of the
@@ -255,30 +248,6 @@ pub fn known_signing_key(folder: &Path) -> Result<Option<sign::Key>, Failed> {
     }
 }
 
-/// Writes a file with a secret. The text is written to a file beside it and then moved, so a power cut leaves no half
-/// of a key. The folder is synced, so that a file reported as written stays.
-fn write_secret(file: &Path, text: &str) -> std::io::Result<()> {
-    write_synced(file, text, &mut sync_folder_of)
-}
-
-fn write_synced(
-    file: &Path,
-    text: &str,
-    sync_folder_of: &mut dyn FnMut(&Path) -> std::io::Result<()>,
-) -> std::io::Result<()> {
-    let beside = file.with_extension("new");
-    // A file left by a power cut in an earlier try may have another mode.
-    match std::fs::remove_file(&beside) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let mut made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    made.write_all(text.as_bytes())?;
-    made.sync_all()?;
-    std::fs::rename(&beside, file)?;
-    sync_folder_of(file)
-}
-
 /// The keys that this server signed with before, one a line: `ed25519:NAME PUBLIC_KEY EXPIRED_MS`.
 pub fn old_signing_keys(folder: &Path) -> Result<Vec<OldKey>, Failed> {
     let file = folder.join(OLD_SIGNING_KEYS);
@@ -343,25 +312,6 @@ mod tests {
         fn drop(&mut self) {
             let _ = std::fs::remove_dir_all(&self.0);
         }
-    }
-
-    /// The name of a new key was not synced: after a power cut the next start made another key, and other servers no
-    /// longer accepted this one's signatures.
-    #[test]
-    fn a_secret_is_its_owners_and_is_synced_with_its_folder() {
-        let folder = Folder::new("secret");
-        let file = folder.0.join("signing.key");
-        let mut synced = Vec::new();
-        let mut sync = |at: &Path| {
-            synced.push((at.to_owned(), std::fs::read_to_string(at)?, std::fs::metadata(at)?.mode() & 0o777));
-            sync_folder_of(at)
-        };
-        write_synced(&file, "one", &mut sync).unwrap();
-        write_synced(&file, "two", &mut sync).unwrap();
-        assert_eq!(synced, [(file.clone(), "one".to_owned(), 0o600), (file.clone(), "two".to_owned(), 0o600)]);
-        assert_eq!(std::fs::read_dir(&folder.0).unwrap().count(), 1, "nothing lies beside it");
-        let refused = |_: &Path| Err(ErrorKind::Other.into());
-        assert!(write_synced(&file, "three", &mut { refused }).is_err());
     }
 
     /// A missing database was made anew, although the signing key and uploaded files were there.

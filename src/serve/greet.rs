@@ -23,6 +23,7 @@ fn greeting(server: &Server, first: Option<&Path>, code: Option<&str>, command: 
     if addresses::is_only_here(config, &known.apps) {
         text += &format!("Only this machine gets there. {}\n", addresses::let_in(config, &known.apps));
     }
+    text += &own_certificate(server, &known.plain);
     if let Some(file) = config.file.as_deref().or(first) {
         text += &format!("The settings are in {}.\n", file.display());
     }
@@ -35,4 +36,27 @@ fn greeting(server: &Server, first: Option<&Path>, code: Option<&str>, command: 
     }
     text += &format!("\n{}", addresses::first_account(&known.urls, code));
     text + &format!("\nor with this command:\n\n    {command} user add NAME --admin\n\n")
+}
+
+/// What is to be known of a certificate that the server gets or makes.
+fn own_certificate(server: &Server, plain: &[String]) -> String {
+    let (own, status) = (&server.certificates, server.certificates.status());
+    if let Some(root) = own.root() {
+        let urls = addresses::listed(plain, "/_snug/certificate");
+        let place = if plain.is_empty() { "    /_snug/certificate, below the addresses above\n" } else { &urls };
+        return format!(
+            "Its certificate is from an authority of this house's own. Each phone and computer installs that once, from\n\n{place}\n\
+             Its fingerprint is {}\n",
+            root.fingerprint()
+        );
+    }
+    match own.certificate() {
+        Some(certificate) if !certificate.is_there() => format!(
+            "A certificate for {} is being asked for at {}. Until it is there, nobody can connect with HTTPS;\n`snug check` says how it \
+             goes.\n",
+            status.names.join(", "),
+            status.from
+        ),
+        _ => String::new(),
+    }
 }

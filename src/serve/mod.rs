@@ -9,6 +9,7 @@ mod database;
 mod findings;
 mod folder;
 mod calls;
+mod certificates;
 pub mod compact;
 mod greet;
 pub mod log;
@@ -34,6 +35,7 @@ use tokio::task::JoinHandle;
 use crate::admin::{self, Admin};
 use crate::base::{Clock, Lane, Live, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
+use crate::certificates::{Certificates, Source};
 use crate::client::{self, Client};
 use crate::config::{self, Config, Previews};
 use crate::deliver::push::Pushes;
@@ -53,14 +55,14 @@ use crate::user::{self, Users};
 use crate::web::Folders;
 
 pub use self::addresses::{first_account, is_only_here, let_in, urls};
-use self::folder::{DATABASE, MEDIA, SCRATCH};
 pub use self::folder::{
-    SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key, old_signing_keys, open_files,
-    user_name,
+    CERTIFICATES, SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key,
+    old_signing_keys, open_files, user_name,
 };
+use self::folder::{DATABASE, MEDIA, SCRATCH};
 use database::{open_store, open_when_free, store_options};
 use greet::greet;
-use ports::{bind, certificate};
+use ports::bind;
 pub use reload::Reloader;
 use systemd::Manager;
 
@@ -193,8 +195,13 @@ pub struct Server {
     local: Arc<Router>,
     door: Arc<HttpServer>,
     reloader: Arc<Reloader>,
+    /// The routes of plain addresses beside those with a certificate of our own.
+    plain: Arc<Router>,
+    certificates: Certificates,
     client_certificate: Option<Arc<Certificate>>,
     federation_certificate: Option<Arc<Certificate>>,
+    /// Plain addresses that are open beside those with a certificate.
+    open_plain: Vec<SocketAddr>,
     /// The open addresses, with the ports that the system chose.
     open: Vec<Open>,
     /// The same for people, once all are open.
@@ -238,15 +245,16 @@ impl Server {
         let key = Arc::new(folder::signing_key(folder, accounts, &random)?);
         let old_keys = old_signing_keys(folder)?;
         let server_name = config.server_name.clone();
-        let pair = &config.federation;
-        let federation_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key)
-            .map_err(|error| failed("federation.tls_certificate and federation.tls_private_key", error))?;
-        let pair = &config.client;
-        let client_certificate = certificate(&pair.tls_certificate, &pair.tls_private_key)
-            .map_err(|error| failed("client.tls_certificate and client.tls_private_key", error))?;
-
         let feed = Feed::new(clock.clone(), &store).map_err(|error| failed("database", error))?;
         let remote = remote(&config, &key, &clock, &random, &budget, &store)?;
+        let certificates = certificates::of(&config, &clock, &random, &budget, &remote)?;
+        let pair = &config.federation;
+        let federation_certificate =
+            certificates::chosen((&pair.tls_certificate, &pair.tls_private_key), &certificates)
+                .map_err(|error| failed("federation.tls_certificate and federation.tls_private_key", error))?;
+        let pair = &config.client;
+        let client_certificate = certificates::chosen((&pair.tls_certificate, &pair.tls_private_key), &certificates)
+            .map_err(|error| failed("client.tls_certificate and client.tls_private_key", error))?;
         let rooms = Rooms::new(room::Parts {
             store: store.clone(),
             feed: feed.clone(),
@@ -377,16 +385,16 @@ impl Server {
         let (workers, reached) = (Workers::default(), Arc::new(OnceLock::new()));
         let limits = if config.rate_limits { Limits::new(clock.clone()) } else { Limits::off(clock.clone()) };
         let door = HttpServer::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
-        let certificates = [("client", &client_certificate), ("federation", &federation_certificate)];
-        let certificates = certificates.iter().filter_map(|(name, found)| Some((*name, found.as_ref()?.clone())));
-        let certificates: Vec<_> = certificates.collect();
+        let in_use = [("client", &client_certificate), ("federation", &federation_certificate)];
+        let in_use = in_use.iter().filter_map(|(name, found)| Some((*name, found.as_ref()?.clone())));
+        let in_use: Vec<_> = in_use.collect();
         let gauges = metrics::gauges(metrics::Watched {
             folder,
             store: &store,
             feed: &feed,
             remote: &remote,
             door: &door,
-            certificates: certificates.clone(),
+            certificates: in_use.clone(),
         });
         let admin = Arc::new(Admin {
             users: users.clone(),
@@ -409,8 +417,12 @@ impl Server {
             gauges,
             tally: router.tally().clone(),
             reload: OnceLock::new(),
+            certificates: certificates.clone(),
+            shown: shown(&config, &client_certificate, &federation_certificate),
         });
         admin::page_routes(&mut router, &admin);
+        let mut plain = Router::new();
+        admin::plain_routes(&mut plain, &admin);
         let mut local = Router::new();
         admin::routes(&mut local, &admin);
         let reloader = Arc::new(Reloader {
@@ -421,7 +433,7 @@ impl Server {
             media: media.clone(),
             door: door.clone(),
             folders,
-            certificates: certificates.into_iter().map(|(_, certificate)| certificate).collect(),
+            certificates: in_use.into_iter().map(|(_, certificate)| certificate).collect(),
             turn: tokio::sync::Mutex::default(),
         });
         let reload: std::sync::Weak<dyn admin::Reload> = Arc::downgrade(&(reloader.clone() as Arc<dyn admin::Reload>));
@@ -447,6 +459,9 @@ impl Server {
             config,
             router: Arc::new(router),
             local: Arc::new(local),
+            plain: Arc::new(plain),
+            certificates,
+            open_plain: Vec::new(),
             door,
             reloader,
             client_certificate,
@@ -467,15 +482,37 @@ impl Server {
         self.open_local()?;
         let (client, federation) = (self.client_certificate.clone(), self.federation_certificate.clone());
         for address in self.config.listen.clone() {
-            self.listen(address, client.as_ref(), false).await?;
+            let certificate = certificates::spoken(address, client.as_ref());
+            self.listen(address, certificate, false).await?;
         }
         if self.config.federation.enabled && federation.is_some() {
             for address in self.config.federation.listen.clone() {
                 self.listen(address, federation.as_ref(), true).await?;
             }
         }
+        if self.certificates.source() != Source::Files {
+            self.listen_plainly().await;
+        }
         self.note_addresses();
         Ok(())
+    }
+
+    /// Opens the plain addresses. One that cannot be opened is no reason not to start: an authority can ask by TLS.
+    async fn listen_plainly(&mut self) {
+        for address in self.config.certificates.plain_listen.clone() {
+            match bind(address).await {
+                Ok(listener) => {
+                    let address = listener.address().unwrap_or(address);
+                    tracing::info!(
+                        "listening on {address} without TLS, for certificates and to lead browsers to HTTPS"
+                    );
+                    self.open_plain.push(address);
+                    self.accepting.push(tokio::spawn(self.door.clone().serve(listener, self.plain.clone())));
+                }
+                Err(error) => tracing::warn!("plain_listen: {error}"),
+            }
+        }
+        self.certificates.note_port_80(!self.open_plain.is_empty());
     }
 
     /// Notes where the open sockets are reached.
@@ -486,8 +523,10 @@ impl Server {
         };
         let apps = of(false);
         let urls = addresses::urls(&self.config, &apps, self.client_certificate.as_deref());
+        let plain = addresses::plain_urls(&self.open_plain);
+        let secure = self.open.iter().find(|open| open.tls && !open.federation).map(|open| open.address.port());
         // Set once: a server is opened once.
-        let _ = self.reached.set(admin::Addresses { apps, servers: of(true), urls });
+        let _ = self.reached.set(admin::Addresses { apps, servers: of(true), urls, plain, secure });
     }
 
     /// Opens the socket for the commands. This process holds the database by now, so a socket that exists already is
@@ -622,10 +661,27 @@ impl Server {
             [("client certificate", &self.client_certificate), ("server certificate", &self.federation_certificate)];
         let certificates = certificates.map(|(name, certificate)| (name, certificate.clone()));
         for (name, certificate) in certificates {
+            let certificate = certificate.filter(|certificate| certificate.file().is_some());
             let (Some(certificate), clock) = (certificate, self.clock.clone()) else { continue };
             self.endless.push(self.worker(name, move |worker| {
                 let (certificate, clock) = (certificate.clone(), clock.clone());
                 async move { certificate.keep_current(&worker, clock).await }
+            }));
+        }
+        if self.certificates.source() != Source::Files {
+            let own = self.certificates.clone();
+            self.endless.push(self.worker("own certificate", move |worker| {
+                let own = own.clone();
+                async move { own.keep(&worker).await }
+            }));
+        }
+        let shown = shown(&self.config, &self.client_certificate, &self.federation_certificate);
+        if !shown.is_empty() {
+            let (own, notices, clock) = (self.certificates.clone(), self.notices.clone(), self.clock.clone());
+            let folder = self.config.data_dir.clone();
+            self.endless.push(self.worker("certificates' ends", move |worker| {
+                let (shown, own, notices) = (shown.clone(), own.clone(), notices.clone());
+                certificates::watch(shown, own, notices, clock.clone(), folder.clone(), worker)
             }));
         }
     }
@@ -702,6 +758,23 @@ fn admin_settings(config: &Config) -> admin::AdminSettings {
     }
 }
 
+/// The certificates in use, and for whom.
+fn shown(
+    config: &Config,
+    client: &Option<Arc<Certificate>>,
+    federation: &Option<Arc<Certificate>>,
+) -> Vec<(&'static str, Arc<Certificate>)> {
+    let federation = federation.as_ref().filter(|_| config.federation.enabled);
+    match (client, federation) {
+        (Some(one), Some(other)) if Arc::ptr_eq(one, other) => vec![("The certificate", one.clone())],
+        _ => {
+            let client = client.as_ref().map(|certificate| ("The certificate for apps", certificate.clone()));
+            let servers = federation.map(|certificate| ("The certificate for other servers", certificate.clone()));
+            client.into_iter().chain(servers).collect()
+        }
+    }
+}
+
 fn notice_options(config: &Config) -> NoticeOptions {
     let config::Notices { user, name, avatar, room_name, join } = config.notices.clone();
     NoticeOptions { user, name, avatar, room_name, join }
@@ -723,6 +796,7 @@ fn remote(
     let mut options = RemoteOptions::new(config.server_name.clone(), key.clone());
     options.limits = remote::Limits { connections_max: connections_max(budget), per_host_max: PER_HOST_MAX };
     options.overrides = settings.overrides.clone();
+    options.friends = friends(config)?;
     options.notaries = settings.notaries.clone();
     options.allow_private = settings.allow_private_addresses;
     options.enabled = settings.enabled;
@@ -733,6 +807,15 @@ fn remote(
     }
     Remote::new(options, clock.clone(), random.clone(), budget, store.clone())
         .map_err(|error| failed("federation.extra_ca_file", error))
+}
+
+/// The roots of servers that have an authority of their own.
+pub fn friends(config: &Config) -> Result<Vec<(String, Vec<u8>)>, Failed> {
+    let read = |(name, file): &(String, std::path::PathBuf)| {
+        let wrong = |error| failed(format_args!("federation.overrides: the root of {name}: {}", file.display()), error);
+        Ok((name.clone(), std::fs::read(file).map_err(wrong)?))
+    };
+    config.federation.roots.iter().map(read).collect()
 }
 
 /// Makes a new signing key for a stopped server, on purpose. Answers the id of the key.

@@ -1,7 +1,7 @@
 //! Reading the settings again, while the server runs: by SIGHUP, `snug reload` and the page.
 //!
 //! A setting that is marked so in `config` is in force at once; the others are named, and wait for the next start. A file
-//! with a mistake changes nothing. Certificates are read again too.
+//! with a mistake changes nothing. Certificates are read again too, and one that waits to be asked for again is asked for at once.
 
 use std::sync::Arc;
 
@@ -79,6 +79,7 @@ impl Reloader {
         self.admin.settings.set(admin_settings(config));
         self.door.set_trusted_proxies(config.trusted_proxies.clone());
         self.folders.set(config.web.clone());
+        self.admin.certificates.try_now();
     }
 }
 

@@ -284,7 +284,7 @@ impl Known {
             "base64" => random.token(43, false),
             "signature" => random.token(86, false),
             "localpart" => format!("n{}", random.below(200)),
-            "code" => random.token(20, false),
+            "code" | "token" => random.token(20, false),
             "auth_type" => one(&["m.login.terms", "m.login.registration_token", "m.login.dummy"], random),
             "policy" => one(&["privacy_policy", "terms_of_service"], random),
             "language" => one(&["en", "de"], random),

@@ -282,6 +282,11 @@ pub const TABLE: &[Endpoint] = &[
     get(BARE, "/_snug/password/{code}").of(Anybody),
     post(BARE, "/_snug/password/{code}", Bytes).of(Anybody),
     get(BARE, "/_snug/{*rest}").of(Anybody),
+    get(BARE, "/_snug/certificate").of(Anybody),
+    get(BARE, "/_snug/certificate.pem").of(Anybody),
+    get(BARE, "/_snug/certificate.crt").of(Anybody),
+    get(BARE, "/_snug/certificate.mobileconfig").of(Anybody),
+    get(BARE, "/.well-known/acme-challenge/{token}").of(Anybody),
     // Accounts.
     get(V3, "/login").of(Anybody),
     post(V3, "/login", LOGIN).of(Anybody),

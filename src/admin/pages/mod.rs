@@ -6,6 +6,7 @@
 //! `frame.rs`, a file for each page, with templates that escape every text. Read `frame.rs`, `home.rs`, then the others.
 
 mod days;
+pub mod certificate;
 mod first_account;
 mod frame;
 mod front;

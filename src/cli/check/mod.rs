@@ -1,5 +1,6 @@
 //! `snug check`: checks what new operators often get wrong, and reports it in plain sentences.
 
+mod certificates;
 mod ports;
 mod report;
 
@@ -19,17 +20,15 @@ use self::report::Report;
 use super::{Local, admin_socket, print};
 use crate::base::{Clock, Random, date};
 use crate::budget::{Budget, Card, Granted, human};
+use crate::certificates::Source;
 use crate::client::Registration;
 use crate::config::{Config, Overrides};
-use crate::http::{Method, tls::Certificate};
+use crate::http::Method;
 use crate::matrix::sign;
 use crate::remote::{self, Options, Remote, RemoteOptions};
 use crate::serve;
 use crate::store::{Store, Survey, TableFound};
 
-const DAY_MS: u64 = 86_400_000;
-/// A certificate is usually renewed a month before it expires. With fewer days left, the renewal has failed.
-const CERTIFICATE_DAYS_MIN: u64 = 14;
 /// From this size on, the report mentions the size of the database.
 const COMPACT_BYTES: u64 = 256 << 20;
 
@@ -207,16 +206,10 @@ fn all(config: &Config, report: &mut Report) {
     if !running && !clock.is_plausible() {
         report.bad(format!("The clock says {}, which is wrong: set it, or let NTP do it.", date(now_ms)));
     }
-    let certificates = [
-        ("client", &config.client.tls_certificate, &config.client.tls_private_key),
-        ("federation", &config.federation.tls_certificate, &config.federation.tls_private_key),
-    ];
-    for (section, chain, key) in certificates {
-        match serve::ports::certificate(chain, key) {
-            Ok(None) => {}
-            Ok(Some(certificate)) => dates(section, &certificate, now_ms, report),
-            Err(error) => report.bad(format!("The certificate of [{section}] cannot be used: {error}.")),
-        }
+    certificates::of_files(config, now_ms, report);
+    match &mut local {
+        Some(local) => certificates::of_running(local, report),
+        None => certificates::kept(config, now_ms, report),
     }
     match &in_use {
         Some(in_use) => ports::in_use(config, in_use, report),
@@ -407,22 +400,6 @@ fn is_open(found: &Metadata, bits: u32) -> bool {
     found.mode() & bits != 0
 }
 
-fn dates(section: &str, certificate: &Certificate, now_ms: u64, report: &mut Report) {
-    let Some((from, until)) = certificate.validity_ms() else {
-        return report.note(format!("The certificate of [{section}] has no expiry date that can be read."));
-    };
-    let days = until.saturating_sub(now_ms) / DAY_MS;
-    if now_ms < from {
-        report.bad(format!("The certificate of [{section}] is valid only from {} on.", date(from)));
-    } else if now_ms > until {
-        report.bad(format!("The certificate of [{section}] ended on {}.", date(until)));
-    } else if days < CERTIFICATE_DAYS_MIN {
-        report.bad(format!("The certificate of [{section}] ends in {days} days: its renewal seems to fail."));
-    } else {
-        report.good(format!("The certificate of [{section}] is valid until {}.", date(until)));
-    }
-}
-
 /// Whether the name is one that no other machine can find.
 fn is_local_name(config: &Config) -> bool {
     let name = &config.server_name;
@@ -440,9 +417,10 @@ fn federation(config: &Config, running: bool, report: &mut Report) {
              it. Set server_name to a domain name that you own before the first account is made."
         ));
     }
-    if config.federation.tls_certificate.is_none() && config.client.tls_certificate.is_none() {
+    if !config.serves_federation() && config.client.tls_certificate.is_none() {
         report.note(
-            "There is no certificate in the config: other servers reach this one only through a reverse proxy that speaks HTTPS.",
+            "There is no certificate in the config: other servers reach this one only through a reverse proxy that speaks HTTPS, \
+             or with certificates = \"acme\".",
         );
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -469,9 +447,21 @@ fn stranger(config: &Config) -> Result<Remote, String> {
             std::fs::read(file).map_err(|error| format!("federation.extra_ca_file: {}: {error}", file.display()))?,
         );
     }
+    options.friends = serve::friends(config).map_err(|error| error.to_string())?;
+    // What a friend would be given.
+    if config.certificates.source == Source::Own
+        && let Ok(Some(root)) = crate::certificates::root_pem(&config.data_dir.join(serve::CERTIFICATES))
+    {
+        options.friends.push((name_of(config), root.into_bytes()));
+    }
     let profile = serve::profile(config).map_err(|error| error.to_string())?;
     Remote::new(options, Clock::real(), Random::os(), &Budget::from_profile(profile), Store::in_memory())
         .map_err(|error| format!("federation.extra_ca_file: {error}"))
+}
+
+/// The name under which other servers know this one, or the one it leads them to.
+fn name_of(config: &Config) -> String {
+    config.federation.name.clone().unwrap_or_else(|| config.server_name.to_string())
 }
 
 async fn reach(config: &Config, remote: &Remote, running: bool, report: &mut Report) {
@@ -525,14 +515,11 @@ fn led_to(config: &Config, host: &str, report: &mut Report) {
     }
     let bare = <&ServerName>::try_from(host).map_or(host, |name| name.host());
     let bare = bare.trim_start_matches('[').trim_end_matches(']');
-    // A certificate that cannot be read has been reported already.
-    match serve::ports::certificate(&settings.tls_certificate, &settings.tls_private_key) {
-        Ok(Some(certificate)) if certificate.is_for(bare) => {
-            report.good(format!("The certificate of [federation] is for {bare}."));
-        }
-        Ok(Some(_)) => report
+    match certificates::is_for(config, bare) {
+        Some(true) => report.good(format!("The certificate of [federation] is for {bare}.")),
+        Some(false) => report
             .bad(format!("The certificate of [federation] is not for {bare}, the name that other servers require.")),
-        _ => {}
+        None => {}
     }
 }
 

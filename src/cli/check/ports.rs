@@ -22,7 +22,7 @@ pub struct InUse {
 
 /// The addresses of the config: those for apps, then those for other servers.
 fn configured(config: &Config) -> impl Iterator<Item = &SocketAddr> {
-    let servers = match serves_federation(config) {
+    let servers = match config.serves_federation() {
         true => &config.federation.listen[..],
         false => &[],
     };
@@ -97,9 +97,8 @@ impl InUse {
 
 /// Says where apps reach the server. Answers the addresses.
 fn reached(config: &Config, apps: &[SocketAddr], report: &mut Report) -> Vec<String> {
-    // A certificate that cannot be read has been reported already.
-    let certificate = serve::ports::certificate(&config.client.tls_certificate, &config.client.tls_private_key);
-    let urls = serve::urls(config, apps, certificate.ok().flatten().as_deref());
+    let certificate = super::certificates::for_apps(config);
+    let urls = serve::urls(config, apps, certificate.as_deref());
     let listed = urls.join(", ");
     if serve::is_only_here(config, apps) {
         report.note(format!("Only this machine reaches it, at {listed}. {}", serve::let_in(config, apps)));
@@ -107,10 +106,6 @@ fn reached(config: &Config, apps: &[SocketAddr], report: &mut Report) -> Vec<Str
         report.good(format!("Apps reach it at {listed}."));
     }
     urls
-}
-
-fn serves_federation(config: &Config) -> bool {
-    config.federation.enabled && config.federation.tls_certificate.is_some()
 }
 
 /// The address to connect to for an address to listen on: "all addresses" becomes the loopback address.

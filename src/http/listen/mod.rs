@@ -17,7 +17,7 @@ use super::limit::Limits;
 use super::peer_watch::{PeerWatch, Watched, Wire};
 use super::request::{Peer, Request, SMALL_BODIES_BYTES, Tools};
 use super::route::Router;
-use super::tls::{HTTP_1, HTTP_2};
+use super::tls::{CHALLENGE, HTTP_2};
 use super::turned_away::TurnedAway;
 use super::{ErrorResponse, HeaderMap};
 use crate::base::{Clock, Live, Worker};
@@ -329,7 +329,7 @@ impl HttpServer {
             (Stream::Tcp(stream), Some(mut config)) => {
                 // Nothing is reserved for a handshake that may never end.
                 if !self.may_speak_http_2(place) {
-                    Arc::make_mut(&mut config).alpn_protocols = vec![HTTP_1.to_vec()];
+                    Arc::make_mut(&mut config).alpn_protocols.retain(|protocol| protocol != HTTP_2);
                 }
                 let limit = self.sizes.tls_buffer_bytes;
                 let handshake = TlsAcceptor::from(config).accept_with(Wire::new(stream, watch.clone()), |connection| {
@@ -338,7 +338,11 @@ impl HttpServer {
                 match self.clock.timeout(HANDSHAKE_MAX, handshake).await {
                     Some(Ok(stream)) => {
                         watch.decided();
-                        let protocol = match stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+                        let spoken = stream.get_ref().1.alpn_protocol();
+                        if spoken == Some(CHALLENGE) {
+                            return tracing::debug!("{ip} was shown the answer to a challenge");
+                        }
+                        let protocol = match spoken == Some(HTTP_2) {
                             true => match self.http_2_share(place) {
                                 Some(share) => Protocol::Http2 { _share: share },
                                 None => return tracing::debug!("no memory for HTTP/2 with {ip} any more"),

@@ -25,7 +25,7 @@ use crate::base::Clock;
 use crate::budget::{Account, Grant, Refused};
 use crate::remote::address::is_private;
 use crate::remote::backoff::Backoff;
-use crate::remote::connect::{CONNECTION_BYTES, Connection, Dialer, Outgoing};
+use crate::remote::connect::{CONNECTION_BYTES, Connection, Dialer, Outgoing, roots};
 use crate::remote::contact::{Contact, PATIENCE};
 use crate::remote::dns::ADDRESSES_MAX;
 use crate::remote::lookup::{Miss, Names};
@@ -153,6 +153,12 @@ pub struct Web {
 impl Web {
     pub(in crate::remote) fn new(names: Arc<dyn Names>, dialer: Dialer, clock: Clock) -> Web {
         Web { names, dialer, clock, outages: None, is_private }
+    }
+
+    /// The same way, on which web servers are believed under these roots in PEM too.
+    pub fn trusting(&self, pem: &[u8]) -> Result<Web, String> {
+        let dialer = Dialer::new(roots(Some(pem))?, self.dialer.account.clone(), self.clock.clone());
+        Ok(Web { dialer, ..self.clone() })
     }
 
     /// While the Internet is gone, no request waits long for a sign.
