@@ -1,11 +1,12 @@
-//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--events N] [--binary FILE] [--only PART]`.
+//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--events N] [--children N] [--updates N] [--profile NAME] [--binary FILE] [--only PART]`.
 //!
 //! Parts: `screens` (first screen and incremental sync by sliding sync, beside `/sync` version 3), `devices` (three devices
 //! sync for the first time by both at once), `backup` (a backup of many keys, uploaded and fetched), `push` (from a message to the
 //! request at a push gateway, also beside many notifications for gateways that are gone), `media` (a file of 50 MiB of another
 //! server, asked for by ten people at once, then by one from the disk), `pictures` (thumbnails of a
 //! camera's picture, of a bomb), `search` (many messages, with the index of words and without it; the time of a search; the size
-//! of the index). Processor time is the server's own;
+//! of the index), `hierarchy` (a space of N rooms, page by page), `presence` (what another server tells of N people in a room
+//! that is shared: processor time for each, and memory; `--profile NAME` names the room). Processor time is the server's own;
 //! the yardstick of the same run is the answer of `/versions`, which reads nothing.
 
 #[path = "../tests/lab/mod.rs"]
@@ -49,13 +50,17 @@ fn main() -> io::Result<()> {
     let profile = snug::budget::Profile::named(&budget).map_err(|error| io::Error::other(error.to_string()))?;
     let only = words.after("--only");
     let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let elsewhere = wants("media").then(elsewhere).transpose()?;
+    let room = match wants("presence") {
+        true => words.after("--profile").unwrap_or_else(|| "s".into()),
+        false => "xs".to_owned(),
+    };
+    let elsewhere = (wants("media") || wants("presence")).then(|| elsewhere(&room)).transpose()?;
     let setup = Setup {
         binary: words.after("--binary").map_or_else(|| env!("CARGO_BIN_EXE_snug").into(), Into::into),
         budget,
         cap: Some(profile.total),
         disk: None,
-        resident_port: elsewhere.as_ref().map_or(1, |resident| resident.address.port()),
+        resident_port: elsewhere.as_ref().map_or(1, |(resident, _)| resident.address.port()),
         log: "warn".to_owned(),
     };
     let mut snug = Snug::start(&setup)?;
@@ -81,15 +86,23 @@ fn main() -> io::Result<()> {
     if wants("push") {
         push(&mut snug, &owner, &other, words.number("--waiting", 10_000))?;
     }
-    if let Some(resident) = &elsewhere {
+    if let Some((resident, _)) = &elsewhere {
         resident.meet(NAME, &snug.federation_url())?;
-        media(&snug, &owner, resident)?;
+        if wants("media") {
+            media(&snug, &owner, resident)?;
+        }
     }
     if wants("pictures") {
         pictures(&snug, &mut owner)?;
     }
     if wants("search") {
         search(&mut snug, &owner, &other, words.number("--events", 200_000))?;
+    }
+    if wants("hierarchy") {
+        hierarchy(&snug, &mut owner, words.number("--children", 1_000))?;
+    }
+    if let Some((resident, room)) = elsewhere.as_ref().filter(|_| wants("presence")) {
+        presence(&mut snug, &owner, resident, room, words.number("--updates", 40_000))?;
     }
     let usage = snug.usage();
     println!(
@@ -120,12 +133,14 @@ fn yardstick(snug: &Snug, person: &mut Person) -> io::Result<()> {
     Ok(())
 }
 
-/// Another server, which has files.
-fn elsewhere() -> io::Result<Resident> {
+/// Another server, which has files and a room; with the room's id.
+fn elsewhere(profile: &str) -> io::Result<(Resident, String)> {
     let cache = control::cache();
     let certificates = Certificates::get(&cache.join("certificates"))?;
-    let rendered = Rendered::get(&cache, &room::Dials::xs())?;
-    Resident::start("127.0.0.1:0", certificates, vec![rendered], Dials::default())
+    let dials = room::Dials::named(profile).ok_or_else(|| io::Error::other("no room has this name"))?;
+    let rendered = Rendered::get(&cache, &dials)?;
+    let id = rendered.room.room_id.clone();
+    Ok((Resident::start("127.0.0.1:0", certificates, vec![rendered], Dials::default())?, id))
 }
 
 /// A file of another server: by how many it is asked for at once, how often it was fetched, and how long all took.
@@ -471,6 +486,107 @@ impl Language {
         };
         (0..count).map(|_| word(&mut self.0)).collect::<Vec<_>>().join(" ")
     }
+}
+
+/// A space of many rooms, in spaces of a hundred, walked to its end.
+fn hierarchy(snug: &Snug, owner: &mut Person, children: u64) -> io::Result<()> {
+    const PAGE_BYTES_MAX: usize = 256 << 10;
+    let create = |owner: &mut Person, name: String, is_space: bool| {
+        let kind = if is_space { json!({"type": "m.space"}) } else { json!({}) };
+        let about = json!({"name": name, "topic": "t".repeat(200), "preset": "public_chat", "creation_content": kind});
+        let made = owner.call("POST", "/_matrix/client/v3/createRoom", Some(&about))?;
+        Ok::<_, io::Error>(made["room_id"].as_str().unwrap_or_default().to_owned())
+    };
+    let adopt = |owner: &mut Person, space: &str, child: &str| {
+        let [space, child] = [space, child].map(percent_encode);
+        let path = format!("/_matrix/client/v3/rooms/{space}/state/m.space.child/{child}");
+        owner.call("PUT", &path, Some(&json!({"via": [NAME]}))).map(drop)
+    };
+    let root = create(owner, "all".to_owned(), true)?;
+    let mut space = root.clone();
+    for number in 0..children {
+        if number % 100 == 0 {
+            space = create(owner, format!("space {}", number / 100), true)?;
+            adopt(owner, &root, &space)?;
+        }
+        let room = create(owner, format!("room {number}"), false)?;
+        adopt(owner, &space, &room)?;
+    }
+    let wanted = children + children.div_ceil(100) + 1;
+    for turn in ["first", "again"] {
+        let (before, began) = (snug.usage().cpu, Instant::now());
+        let (mut from, mut rooms, mut pages, mut largest) = (String::new(), 0, 0u32, 0);
+        loop {
+            let path = format!("/_matrix/client/v1/rooms/{}/hierarchy?limit=50{from}", percent_encode(&root));
+            let page = owner.call("GET", &path, None)?;
+            largest = largest.max(page.to_string().len());
+            rooms += page["rooms"].as_array().map_or(0, Vec::len) as u64;
+            pages += 1;
+            match page["next_batch"].as_str() {
+                Some(next) => from = format!("&from={next}"),
+                None => break,
+            }
+        }
+        let each = |seconds: f64| seconds * 1e3 / f64::from(pages);
+        println!(
+            "hierarchy of {rooms} rooms, {turn}: {pages} pages, {:.1} ms and {:.1} ms CPU for each, the largest {} KiB",
+            each(began.elapsed().as_secs_f64()),
+            each(snug.usage().cpu - before),
+            largest >> 10
+        );
+        if rooms != wanted || largest > PAGE_BYTES_MAX {
+            return Err(io::Error::other(format!("{wanted} rooms were to come, in pages of {PAGE_BYTES_MAX} bytes")));
+        }
+    }
+    Ok(())
+}
+
+/// What another server tells of the people in a room that is shared, one after the other, where that is taken and where it is not.
+fn presence(snug: &mut Snug, owner: &Person, resident: &Resident, room: &str, updates: u64) -> io::Result<()> {
+    /// Each of them tells something this often.
+    const EVERY_SECONDS: f64 = 300.0;
+    /// People of the measure, and the part of a core that they may take.
+    const PEOPLE: f64 = 40_000.0;
+    const CPU_PART_MAX: f64 = 0.01;
+    let joined = owner.again(snug).join(room, RESIDENT)?;
+    if joined.status != 200 {
+        return Err(io::Error::other(format!("the join ended with {}", joined.status)));
+    }
+    let config = snug.folder.join("snug.toml");
+    let before = fs::read_to_string(&config)?;
+    for mode in ["local", "all"] {
+        snug.stop()?;
+        fs::write(&config, format!("presence = \"{mode}\"\n{before}"))?;
+        snug.run()?;
+        // Somebody looks on.
+        let mut looks = owner.again(snug);
+        let synced = looks.call("GET", "/_matrix/client/v3/sync?timeout=0", None)?;
+        let since = next(&synced, "next_batch");
+        resident.shared.push_presence(room, updates / 20, 50)?;
+        let (used, began) = (snug.usage(), Instant::now());
+        let told = resident.shared.push_presence(room, updates, 50)?;
+        let now = snug.usage();
+        let cpu = (now.cpu - used.cpu) / told as f64;
+        let part = cpu * PEOPLE / EVERY_SECONDS;
+        let path = format!("/_matrix/client/v3/sync?timeout=0&since={since}");
+        let (_, sync_bytes) = looks.stream(&path, &mut |_| {})?;
+        println!(
+            "presence of others, {mode}: {told} told in {:.1} s, {:.1} µs CPU for each: {:.2} % of a core for {PEOPLE} people who tell \
+             something each {EVERY_SECONDS} s; {} KiB more in memory, {} KiB written; the next sync is {} KiB",
+            began.elapsed().as_secs_f64(),
+            cpu * 1e6,
+            part * 100.0,
+            ((now.resident - now.file) as i64 - (used.resident - used.file) as i64) >> 10,
+            (now.written - used.written) >> 10,
+            sync_bytes >> 10
+        );
+        if part > CPU_PART_MAX {
+            eprintln!("above {} % of a core", CPU_PART_MAX * 100.0);
+        }
+    }
+    snug.stop()?;
+    fs::write(&config, before)?;
+    snug.run()
 }
 
 fn search(snug: &mut Snug, owner: &Person, other: &Person, events: u64) -> io::Result<()> {

@@ -50,7 +50,7 @@ pub use server::{Contact, Support};
 pub use synapse::Nonces;
 #[cfg(test)]
 pub(crate) use sync::v3::tests::synced;
-pub use terms::{Policy, PolicyPlace, PolicyText, TEXT_BYTES_MAX as TERMS_BYTES_MAX, Terms};
+pub use terms::{PATH as TERMS_PATH, Policy, PolicyPlace, PolicyText, TEXT_BYTES_MAX as TERMS_BYTES_MAX, Terms};
 
 /// Largest body of a request without an access token, in bytes: a name, a password and a description of the app.
 const STRANGER_BYTES_MAX: u64 = 16 * 1024;

@@ -30,6 +30,8 @@ pub struct Terms {
     pub policies: Vec<Policy>,
     /// Whether accounts that have not agreed to the present versions must do so before they send something.
     pub required_to_send: bool,
+    /// Whether those accounts are told when there are new versions.
+    pub notice: bool,
 }
 
 /// A policy. Names, versions and languages are those of the settings.
@@ -131,15 +133,11 @@ pub async fn check_agreed(client: &Client, request: &Request, requester: &Reques
     if !is_asked || requester.agreed == terms.digest() {
         return Ok(());
     }
-    let mark = client.users.terms_mark(&requester.user_id).await?;
-    let uri = format!("{}{PATH}?u={}&h={mark}", base(client, request), encode(requester.user_id.localpart()));
+    let page = format!("{}{PATH}", base(client, request));
+    let uri = client.users.terms_link(&page, &requester.user_id).await?;
     let message = format!("The terms of this server have to be agreed to before anything is sent: {uri}");
     let answer = ErrorResponse::new(StatusCode::FORBIDDEN, "M_CONSENT_NOT_GIVEN", message);
     Err(answer.with("consent_uri", uri).into())
-}
-
-fn encode(text: &str) -> String {
-    form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }
 
 /// GET /_snug/terms?u={user}&h={mark}: the policies, and a button. Without a user only the policies.

@@ -24,6 +24,13 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| Ok(config.apps.terms.required_to_send = given.flag()?),
     )
     .live(),
+    setting(
+        "terms.notice",
+        "true",
+        "Whether those who use this server and have not agreed to the present versions are told so, once for each change, in their \
+         room of notices, with a link to where they agree.",
+        |config, given| Ok(config.apps.terms.notice = given.flag()?),
+    ),
 ];
 
 fn policies(given: &Given<'_>) -> Result<Vec<Policy>, String> {

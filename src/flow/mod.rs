@@ -5,6 +5,7 @@ mod guests;
 mod notices;
 mod register;
 mod rename;
+mod terms;
 mod upgrade;
 
 pub use deactivate::deactivate;
@@ -12,4 +13,5 @@ pub use guests::keep_guests;
 pub use notices::{NOTICE_BYTES_MAX, NotTold, NoticeOptions, Notices};
 pub use register::{Registered, register, register_guest, upgrade_guest};
 pub use rename::{Propagate, rename};
+pub use terms::{NewTerms, tell_of_terms};
 pub use upgrade::{close, join, upgrade};

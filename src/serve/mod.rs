@@ -44,7 +44,7 @@ use crate::deliver::{Sender, SenderOptions};
 use crate::federation::gateway::{self, Gateway};
 use crate::federation::{self, Federation};
 use crate::feed::Feed;
-use crate::flow::{NoticeOptions, Notices};
+use crate::flow::{self, NoticeOptions, Notices};
 use crate::http::{HttpServer, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
 use crate::media::{self, Media};
@@ -620,11 +620,18 @@ impl Server {
             let rooms = rooms.clone();
             async move { rooms.let_guests_go(&worker).await }
         }));
+        if let Some(terms) = new_terms(&self.config) {
+            let (users, notices, clock) = (self.users.clone(), self.notices.clone(), self.clock.clone());
+            self.working.push(self.worker("new terms", move |worker| {
+                let (users, notices, terms, clock) = (users.clone(), notices.clone(), terms.clone(), clock.clone());
+                async move { flow::tell_of_terms(&users, &notices, &terms, &clock, &worker).await }
+            }));
+        }
         if let Some(days) = self.config.guests_unused_days {
             let (users, rooms, clock) = (self.users.clone(), self.rooms.clone(), self.clock.clone());
             self.working.push(self.worker("unused guests", move |worker| {
                 let (users, rooms, clock) = (users.clone(), rooms.clone(), clock.clone());
-                async move { crate::flow::keep_guests(&users, &rooms, days, &clock, &worker).await }
+                async move { flow::keep_guests(&users, &rooms, days, &clock, &worker).await }
             }));
         }
         let told = self.told.clone();
@@ -773,6 +780,18 @@ fn shown(
             client.into_iter().chain(servers).collect()
         }
     }
+}
+
+/// The terms that people are told of; none without any, and where the operator wants nobody told.
+fn new_terms(config: &Config) -> Option<flow::NewTerms> {
+    let terms = &config.apps.terms;
+    let base = match &config.apps.public_url {
+        Some(url) => url.trim_end_matches('/').to_owned(),
+        None => format!("https://{}", config.server_name),
+    };
+    let (digest, page) = (terms.digest(), format!("{base}{}", client::TERMS_PATH));
+    let new = flow::NewTerms { digest, page, required_to_send: terms.required_to_send };
+    Some(new).filter(|_| terms.notice && !terms.is_empty())
 }
 
 fn notice_options(config: &Config) -> NoticeOptions {

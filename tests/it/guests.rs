@@ -1,6 +1,7 @@
 //! Guests, looking into rooms, and the calls of version 1 of the API.
 
 use serde_json::{Value, json};
+use snug::base::{Clock, Random};
 
 use crate::rooms::{create, eventually, initial, q, say, set};
 use crate::server::{TestServer, TestUser};
@@ -141,4 +142,37 @@ async fn an_old_bot_reads_its_rooms() {
     house.get("/events?from=x&timeout=0", &bob).await.refused(400, "M_INVALID_PARAM");
     house.get("/events/$nothing", &bob).await.refused(404, "M_NOT_FOUND");
     house.stop().await;
+}
+
+/// Guests who never came back had their places for ever, so that one day there were none.
+#[tokio::test]
+async fn who_does_not_come_back_makes_room_for_another_guest() {
+    let clock = Clock::simulated(1_700_000_000_000);
+    let change = |config: &mut snug::config::Config| {
+        config.apps.guests = true;
+        config.guests_unused_days = Some(30);
+    };
+    let house = TestServer::start_at(clock.clone(), Random::seeded(1), change).await;
+    let alice = house.register("alice").await;
+    let room = open_room(&house, &alice, "can_join").await;
+    let (gone, stays) = (guest(&house).await, guest(&house).await);
+    for who in [&gone, &stays] {
+        house.post(&format!("/rooms/{}/join", q(&room)), who, json!({})).await.ok();
+    }
+    let delayed = format!("/rooms/{}/send/m.room.message/x?org.matrix.msc4140.delay=1000", q(&room));
+    let body = json!({ "msgtype": "m.text", "body": "later" });
+    house.put(&delayed, &gone, body).await.refused(403, "M_GUEST_ACCESS_FORBIDDEN");
+    for _ in 0..3 {
+        clock.advance(std::time::Duration::from_secs(15 * 24 * 3600));
+        house.get("/sync?timeout=0", &stays).await.ok();
+    }
+    eventually("the guest has left", async || {
+        let state = house.get(&format!("/rooms/{}/joined_members", q(&room)), &alice).await.ok();
+        let joined = state["joined"].as_object().unwrap();
+        (joined.contains_key(&stays.id) && !joined.contains_key(&gone.id)).then_some(())
+    })
+    .await;
+    house.get("/account/whoami", &gone).await.refused(401, "M_UNKNOWN_TOKEN");
+    house.get("/account/whoami", &stays).await.ok();
+    house.get("/account/whoami", &alice).await.ok();
 }

@@ -147,3 +147,16 @@ async fn previews_can_be_off_or_leave_sites_out() {
     let why = preview(&house, &alice, "https://www.example.org/").await.refused(403, "M_FORBIDDEN");
     assert!(why["error"].as_str().unwrap().contains("administrator"), "{why}");
 }
+
+/// A site at home that the operator names is asked, and nothing that it leads to.
+#[tokio::test]
+async fn sites_of_the_home_network_are_asked_when_they_are_named() {
+    let site = site().await;
+    let house = TestServer::start_with(|config| config.previews.private_hosts = vec!["127.0.0.1".to_owned()]).await;
+    let alice = house.register("alice").await;
+    let shown = preview(&house, &alice, &format!("{}/page", site.url)).await.ok();
+    assert_eq!((&shown["og:title"], &shown["og:image:width"]), (&json!("A & B"), &json!(800)));
+    preview(&house, &alice, &format!("{}/home", site.url)).await.refused(502, "M_UNKNOWN");
+    let other = site.url.replace("127.0.0.1", "localhost");
+    preview(&house, &alice, &format!("{other}/page")).await.refused(403, "M_FORBIDDEN");
+}

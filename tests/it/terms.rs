@@ -1,9 +1,12 @@
 //! Terms that are agreed to: at registration, in a browser, and before anything is sent. And whom to ask about a server.
 
 use serde_json::{Value, json};
+use snug::base::{Clock, Random};
 use snug::client::{Contact, Policy, PolicyPlace, PolicyText, Registration, Terms};
 use snug::config::Config;
+use std::time::Duration;
 
+use crate::rooms::eventually;
 use crate::server::{Folder, Reply, TestServer, TestUser};
 
 fn terms(version: &str, file: Option<&Folder>) -> Terms {
@@ -16,7 +19,7 @@ fn terms(version: &str, file: Option<&Folder>) -> Terms {
         texts.push(text("de", "Datenschutz", PolicyPlace::File(path)));
     }
     let policy = Policy { id: "privacy_policy".to_owned(), version: version.to_owned(), texts };
-    Terms { policies: vec![policy], required_to_send: true }
+    Terms { policies: vec![policy], required_to_send: true, notice: false }
 }
 
 fn html(reply: &Reply) -> String {
@@ -186,4 +189,37 @@ async fn a_server_says_whom_to_ask() {
     .await;
     let support = house.request("GET", path, None, Value::Null).await.ok();
     assert_eq!(support, json!({ "contacts": [{ "role": "m.role.admin", "matrix_id": "@alice:localhost" }] }));
+}
+
+/// Somebody with an app that does not show why nothing is sent never learnt of new terms.
+#[tokio::test]
+async fn who_has_not_agreed_to_new_terms_is_told_once() {
+    let clock = Clock::simulated(1_700_000_000_000);
+    let house = TestServer::start_at(clock.clone(), Random::seeded(1), |_| {}).await;
+    let alice = house.register("alice").await;
+    let told = async |house: &TestServer, who: &TestUser| {
+        let synced = house.get("/sync", who).await.ok();
+        let rooms = synced["rooms"]["invite"].as_object().cloned().unwrap_or_default();
+        let Some(room) = rooms.keys().next().cloned() else { return Vec::new() };
+        house.post(&format!("/rooms/{room}/join"), who, json!({})).await.ok();
+        let messages = house.get(&format!("/rooms/{room}/messages?dir=b&limit=100"), who).await.ok();
+        let bodies = messages["chunk"].as_array().unwrap().iter().filter_map(|event| event["content"]["body"].as_str());
+        bodies.map(ToOwned::to_owned).collect::<Vec<_>>()
+    };
+    let mut house = house;
+    // The second start has the same terms.
+    for _ in 0..2 {
+        let mut down = house.down().await;
+        down.change(|config| config.apps.terms = Terms { notice: true, ..terms("2", None) });
+        house = down.up().await;
+        let digest = Terms { notice: true, ..terms("2", None) }.digest();
+        eventually("all are told", async || {
+            clock.advance(Duration::from_secs(1));
+            house.server().users.told_of_terms(digest).await.unwrap().is_none().then_some(())
+        })
+        .await;
+    }
+    let bodies = told(&house, &alice).await;
+    assert_eq!(bodies.len(), 1, "{bodies:?}");
+    assert!(bodies[0].contains("https://localhost/_snug/terms?u=alice&h="), "{bodies:?}");
 }

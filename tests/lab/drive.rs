@@ -74,6 +74,7 @@ impl Snug {
             "server_name = \"{NAME}\"\nlisten = [\"{}\"]\ndata_dir = \"data\"\nbudget = \"{}\"\nregistration = \"open\"\nguests = true\n\
              rate_limits = false\nlog = \"{}\"\n\n[federation]\nlisten = [\"{}\"]\ntls_certificate = {:?}\n\
              tls_private_key = {:?}\nextra_ca_file = {:?}\nallow_private_addresses = true\nhourly_bytes_max = \"4 GiB\"\nnotaries = [\"{RESIDENT}\"]\n\n\
+             [previews]\nprivate_hosts = [\"127.0.0.1\"]\n\n\
              [federation.overrides]\n\"{RESIDENT}\" = \"{found}\"\n\"{GUEST}\" = \"{found}\"\n",
             self.client,
             self.setup.budget,

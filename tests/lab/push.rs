@@ -70,6 +70,30 @@ impl Shared {
         Ok(pushed)
     }
 
+    /// Tells of `count` changes of presence, `each` to a transaction, each of another of the room's people as long as there are such.
+    /// Answers how many were told.
+    pub fn push_presence(&self, room: &str, count: u64, each: u64) -> io::Result<u64> {
+        let live = self.rooms.get(room).ok_or_else(|| io::Error::other("no such room"))?;
+        let mut client = self.client().ok_or_else(|| io::Error::other("the server under test is not known"))?;
+        let users = resident_users(live);
+        let mut number = 0;
+        while number < count {
+            let end = count.min(number + each.clamp(1, 100));
+            let told = (number..end).map(|number| {
+                let (_, user) = users[number as usize % users.len()];
+                let state = ["online", "unavailable", "offline"][fresh() as usize % 3];
+                let push = json!({"user_id": live.rendered.room.user_id(user), "presence": state,
+                    "last_active_ago": 1000 + number % 5000, "currently_active": state == "online"});
+                json!({"edu_type": "m.presence", "content": {"push": [push]}})
+            });
+            let body =
+                json!({"origin": RESIDENT, "origin_server_ts": now_ms(), "pdus": [], "edus": told.collect::<Vec<_>>()});
+            self.transact(&mut client, &body)?;
+            number = end;
+        }
+        Ok(number)
+    }
+
     fn next_event(&self, live: &Live, what: What, users: &[(u32, u32)], number: u64) -> Vec<u8> {
         let key = self.key();
         // Far from the start of the list, so that pushes of different kinds meet different users.
@@ -109,22 +133,26 @@ impl Shared {
     /// One transaction; returns what the server refused.
     fn send(&self, client: &mut Client, events: &[Vec<u8>]) -> io::Result<Vec<String>> {
         let pdus = events.iter().map(|event| serde_json::from_slice(event)).collect::<Result<Vec<Value>, _>>()?;
-        let body = json!({"origin": RESIDENT, "origin_server_ts": now_ms(), "pdus": pdus});
+        let answer = self.transact(client, &json!({"origin": RESIDENT, "origin_server_ts": now_ms(), "pdus": pdus}))?;
+        let results = answer["pdus"].as_object().cloned().unwrap_or_default();
+        Ok(results
+            .into_iter()
+            .filter_map(|(id, result)| Some(format!("{id}: {}", result["error"].as_str()?)))
+            .collect())
+    }
+
+    /// One transaction, as often as it is put off.
+    fn transact(&self, client: &mut Client, body: &Value) -> io::Result<Value> {
         let path = format!("/_matrix/federation/v1/send/{}{}", now_ms(), word("transaction", fresh()));
         loop {
-            let answer = client.signed(self.key(), "PUT", &path, Some(&body))?;
+            let answer = client.signed(self.key(), "PUT", &path, Some(body))?;
             if answer.status == 429 {
                 std::thread::sleep(Duration::from_millis(
                     answer.json()["retry_after_ms"].as_u64().unwrap_or(500).min(5000),
                 ));
                 continue;
             }
-            let answer = answer.good("a transaction")?;
-            let results = answer["pdus"].as_object().cloned().unwrap_or_default();
-            return Ok(results
-                .into_iter()
-                .filter_map(|(id, result)| Some(format!("{id}: {}", result["error"].as_str()?)))
-                .collect());
+            return answer.good("a transaction");
         }
     }
 

@@ -1,5 +1,5 @@
-//! Everything at once: a large join, while people log in, sync for the first time, page, search, upload, look at pictures and poll, and another server
-//! sends large events.
+//! Everything at once: a large join, while people log in, sync for the first time, page, search, upload, look at pictures and at previews of links,
+//! and poll, and another server sends large events.
 //!
 //! Each of these alone stays within the cap; the promise is that all of them together do, and that somebody else's message is
 //! answered meanwhile.
@@ -9,9 +9,10 @@ use super::room;
 use super::wire::percent_encode;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::Mutex;
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,6 +141,12 @@ const JOBS: &[Job] = &[
         let path = format!("/_matrix/client/v1/media/thumbnail/{id}?width=800&height=600&method=scale");
         Ok(person.stream(&path, &mut |_| {})?.0)
     }),
+    // A new page each time, with a picture of its own.
+    ("preview", |person, _, number, _| {
+        let link = percent_encode(&format!("http://127.0.0.1:{}/{number}", site()?));
+        let path = format!("/_matrix/client/v1/media/preview_url?url={link}");
+        Ok(person.ask("GET", &path, None)?.status)
+    }),
     ("large JSON", |person, _, _, _| {
         let path = format!("/_matrix/client/v3/user/{}/account_data/j", percent_encode(&person.user_id));
         let many: Vec<Value> = (0..20_000).map(|_| json!({"": 0})).collect();
@@ -194,6 +201,51 @@ const JOBS: &[Job] = &[
     }),
     ("restore", |person, _, _, _| Ok(person.stream(&format!("{BACKUP}/keys?version=1"), &mut |_| {})?.0)),
 ];
+
+/// The port of a web server with a page and a picture for each number, which runs as long as the process.
+fn site() -> io::Result<u16> {
+    static PORT: OnceLock<u16> = OnceLock::new();
+    if let Some(port) = PORT.get() {
+        return Ok(*port);
+    }
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            thread::spawn(move || shown(stream));
+        }
+    });
+    // Of two that are started at once one is asked.
+    Ok(*PORT.get_or_init(|| port))
+}
+
+/// Answers one request: `/7.jpg` is the picture of `/7`.
+fn shown(mut stream: TcpStream) -> io::Result<()> {
+    let (mut head, mut piece) = (Vec::new(), [0; 1024]);
+    while !head.windows(4).any(|four| four == b"\r\n\r\n") {
+        match stream.read(&mut piece)? {
+            0 => return Ok(()),
+            read => head.extend_from_slice(&piece[..read]),
+        }
+    }
+    let head = String::from_utf8_lossy(&head);
+    let path = head.split(' ').nth(1).unwrap_or_default();
+    let number: u64 = path.trim_matches(|letter: char| !letter.is_ascii_digit()).parse().unwrap_or(0);
+    let (kind, body) = match path.ends_with(".jpg") {
+        true => ("image/jpeg", super::picture::jpeg(1600, 1200, number)),
+        false => {
+            let words = noise(number, 60_000);
+            let page = format!(
+                "<title>{number}</title><meta property=og:image content=/{number}.jpg><script>{words}</script><body>{words}"
+            );
+            ("text/html", page.into_bytes())
+        }
+    };
+    let length = body.len();
+    let head =
+        format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+    stream.write_all(&[head.as_bytes(), &body].concat())
+}
 
 const BACKUP: &str = "/_matrix/client/v3/room_keys";
 

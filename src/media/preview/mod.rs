@@ -206,7 +206,7 @@ impl Media {
             return Err(bad("it is not https or http, or holds a password"));
         }
         let Some(host) = url.host_str() else { return Err(bad("it has no host")) };
-        match is_denied(host, &options.deny) {
+        match is_one_of(host, &options.deny) {
             true => {
                 Err(NoPreview::Denied("The administrator of this server allows no previews of this site".to_owned()))
             }
@@ -476,11 +476,11 @@ fn failed(failed: WebFailed) -> NoPreview {
 }
 
 /// Whether a host is one of these or below it.
-fn is_denied(host: &str, deny: &[String]) -> bool {
+fn is_one_of(host: &str, these: &[String]) -> bool {
     let host = host.trim_end_matches('.').to_ascii_lowercase();
-    deny.iter().any(|denied| {
-        let denied = denied.trim_start_matches("*.").trim_start_matches('.').to_ascii_lowercase();
-        host.strip_suffix(&denied).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    these.iter().any(|one| {
+        let one = one.trim_start_matches("*.").trim_start_matches('.').to_ascii_lowercase();
+        host.strip_suffix(&one).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
     })
 }
 
@@ -515,7 +515,7 @@ mod tests {
             ("notexample.org", false),
             ("example.org.evil.test", false),
         ] {
-            assert_eq!(is_denied(host, &deny), is, "{host}");
+            assert_eq!(is_one_of(host, &deny), is, "{host}");
         }
     }
 }

@@ -169,7 +169,8 @@ impl Page {
                     self.tag.push(byte);
                 }
                 if self.tag == b"!--" {
-                    self.state = State::Comment { dashes: 0 };
+                    // Those of its beginning count: `<!-->` is a whole one.
+                    self.state = State::Comment { dashes: 2 };
                 }
             }
         }
@@ -392,7 +393,7 @@ mod tests {
         );
         says(
             "<html><head><TITLE>\n Much\t room </TITLE><meta name=description content=\"\"></head><body><header>menu</header>\
-             <h1>Hello,</h1>\n<p>it&#39;s <b>me</b> &mdash; 1 < 2<script>if (a < b) \"</scrip\" </script><style>p{}</style>. <!-- no > -- this --> End",
+             <h1>Hello,</h1>\n<p>it&#39;s <b>me</b> &mdash; 1 < 2<script>if (a < b) \"</scrip\" </script><style>p{}</style>. <!-- no > -- this --><!-->, <!--->dear<!-- no --> End",
             &[("og:title", "Much room"), ("og:description", "Hello, it's me \u{2014} 1 < 2 . End")],
             None,
         );

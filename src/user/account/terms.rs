@@ -3,18 +3,35 @@
 //! A mark is the HMAC-SHA256 of a user's id under a key of this database, so that a link names a user and nobody can make one
 //! for another.
 
-use ruma::UserId;
+use std::ops::ControlFlow;
+
+use ruma::{OwnedUserId, UserId};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::{Standing, local};
+use crate::store::UserNum;
+use crate::store::tables::user::device;
 use crate::store::tables::{hex, user};
 use crate::user::{Error, Users};
 
 /// The row of the key, as 64 letters of hex.
 const TERMS_KEY: &str = "terms_key";
+/// The row that says who was told of the present terms.
+const TERMS_TOLD: &str = "terms_told";
+/// Accounts looked at in one read.
+const LOOKED_AT: usize = 100;
 /// Bytes of a block of SHA-256.
 const BLOCK_BYTES: usize = 64;
+
+/// How far telling is of the terms with a digest.
+#[derive(Debug, Serialize, Deserialize)]
+struct Told {
+    digest: u64,
+    /// The last user who was told; none when all were.
+    last: Option<u32>,
+}
 
 impl Users {
     /// Whether a user has agreed to the terms with this digest. `NotFound` or `Deactivated`.
@@ -34,6 +51,53 @@ impl Users {
     /// The mark of a user's link.
     pub async fn terms_mark(&self, user_id: &UserId) -> Result<String, Error> {
         Ok(hex(&hmac(self.terms_key().await?.as_bytes(), user_id.as_str().as_bytes())))
+    }
+
+    /// The link with which a user agrees on a page.
+    pub async fn terms_link(&self, page: &str, user_id: &UserId) -> Result<String, Error> {
+        let mark = self.terms_mark(user_id).await?;
+        let name: String = form_urlencoded::byte_serialize(user_id.localpart().as_bytes()).collect();
+        Ok(format!("{page}?u={name}&h={mark}"))
+    }
+
+    /// How far telling people of the terms with this digest is: none when all were told, else the last who was, if anybody.
+    pub async fn told_of_terms(&self, digest: u64) -> Result<Option<Option<UserNum>>, Error> {
+        self.read(move |get| {
+            Ok(match user::meta::<Told>(get, TERMS_TOLD)?.filter(|told| told.digest == digest) {
+                None => Some(None),
+                Some(Told { last: None, .. }) => None,
+                Some(Told { last: Some(last), .. }) => Some(Some(UserNum(last))),
+            })
+        })
+        .await
+    }
+
+    /// Notes who was told last; none: all were.
+    pub async fn note_told_of_terms(&self, digest: u64, last: Option<UserNum>) -> Result<(), Error> {
+        let told = Told { digest, last: last.map(|last| last.0) };
+        self.write(move |w| Ok(user::set_meta(w, TERMS_TOLD, Some(&told))?)).await
+    }
+
+    /// Some users behind one who have not agreed to the terms with this digest and have an app here, guests apart; and the last
+    /// that was looked at, none when there are no more.
+    pub async fn not_agreed(
+        &self,
+        digest: u64,
+        after: Option<UserNum>,
+    ) -> Result<(Vec<(UserNum, OwnedUserId)>, Option<UserNum>), Error> {
+        self.read(move |get| {
+            let (mut found, mut looked_at, mut last) = (Vec::new(), 0, None);
+            user::accounts_after(get, after, &mut |num, account| {
+                (looked_at, last) = (looked_at + 1, Some(num));
+                let is_asked = account.standing == Standing::Active && account.agreed != digest;
+                if is_asked && !user::is_guest(get, num)? && !device::ids(get, num)?.is_empty() {
+                    found.extend(OwnedUserId::try_from(user::id_of(get, num)?).ok().map(|id| (num, id)));
+                }
+                Ok(if looked_at < LOOKED_AT { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+            })?;
+            Ok((found, last))
+        })
+        .await
     }
 
     /// Whether this is the mark of a user's link.
