@@ -629,7 +629,7 @@ impl Server {
         }
         if let Some(days) = self.config.guests_unused_days {
             let (users, rooms, clock) = (self.users.clone(), self.rooms.clone(), self.clock.clone());
-            self.working.push(self.worker("unused guests", move |worker| {
+            self.endless.push(self.worker("unused guests", move |worker| {
                 let (users, rooms, clock) = (users.clone(), rooms.clone(), clock.clone());
                 async move { flow::keep_guests(&users, &rooms, days, &clock, &worker).await }
             }));

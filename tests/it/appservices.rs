@@ -126,12 +126,11 @@ impl Service {
 
 /// A server with the service registered.
 async fn house_with(service: &Service, more: &str) -> TestServer {
-    let (file, mut at) = (service.file(more), None);
+    let file = service.file(more);
     TestServer::start_with(|config| {
-        let path = config.data_dir.join("irc.yaml");
+        let path = config.data_dir.with_file_name("irc.yaml");
         std::fs::write(&path, file).unwrap();
-        config.appservices = vec![path.clone()];
-        at = Some(path);
+        config.appservices = vec![path];
     })
     .await
 }

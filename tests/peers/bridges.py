@@ -132,7 +132,13 @@ def heisenbridge(lab, server):
     net_room = anna.until("invite to the network's room", invited)[0]
     anna.join(net_room)
     command(anna, net_room, "NICK anna", "nick")
-    command(anna, net_room, "CONNECT", "connected")
+    anna.send(net_room, "CONNECT")
+
+    def online():
+        ivo.say("ISON anna")
+        ivo.read()
+        return any(" 303 " in line and line.rstrip().endswith("anna") for line in ivo.seen[-5:])
+    wait_for("the bridge brings anna to IRC", online, 60)
     anna.send(net_room, "JOIN #lab")
     channel = anna.until("invite to the channel", invited)[0]
     anna.join(channel)
