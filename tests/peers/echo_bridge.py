@@ -9,7 +9,7 @@ import sys
 
 from mautrix.appservice import AppService
 from mautrix.bridge.e2ee import EncryptionManager
-from mautrix.types import EventType, MessageType, RoomAlias, TextMessageEventContent, UserID
+from mautrix.types import EventType, MessageType, RoomAlias, RoomCreatePreset, TextMessageEventContent, UserID
 from mautrix.util.async_db import Database
 
 BASE, DOMAIN, PORT, DIR = (os.environ["ECHO_" + name] for name in ("BASE", "DOMAIN", "PORT", "DIR"))
@@ -50,10 +50,10 @@ async def main():
     store = PgASStateStore(database)
     az = AppService(server=BASE, domain=DOMAIN, as_token="a" * 40, hs_token="h" * 40, bot_localpart="echobot", id="echo",
                     state_store=store, ephemeral_events=True, encryption_events=True, default_http_retry_count=10)
-    e2ee = EncryptionManager(Bridge(az, store), BASE, "@echo_", ":" + DOMAIN, "sqlite:" + os.path.join(DIR, "echo-crypto.db"))
+    e2ee = EncryptionManager(Bridge(az, store), BASE, "@echo_", ":" + DOMAIN, "sqlite:" + os.path.join(DIR, "echo.db"))
 
     async def query_alias(alias: RoomAlias):
-        room = await az.intent.create_room(alias_localpart=alias[1:].split(":")[0], is_direct=False, preset="public_chat", invitees=[])
+        room = await az.intent.create_room(alias_localpart=alias[1:].split(":")[0], is_direct=False, preset=RoomCreatePreset.PUBLIC, invitees=[])
         ghost = az.intent.user(UserID(GHOST))
         await ghost.ensure_joined(room)
         await ghost.send_message(room, TextMessageEventContent(msgtype=MessageType.TEXT, body="from 2001"), timestamp=978307200000)

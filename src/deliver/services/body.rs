@@ -149,9 +149,7 @@ fn keys(get: &Read, service: &Service, pending: &Pending, rooms: Vec<RoomNum>, o
     for num in users.into_iter().take(COUNTED_MAX) {
         let id = user::id_of(get, num)?;
         for device in device::ids(get, num)? {
-            if e2ee_key::device_keys(get, num, &device)?.is_none() {
-                continue;
-            }
+            // Those without keys too: by its count of none a bridge knows that it has to upload some.
             let mut left: BTreeMap<String, u64> = e2ee_key::one_time_counts(get, num, &device)?.into_iter().collect();
             left.entry("signed_curve25519".to_owned()).or_default();
             let of_user: &mut BTreeMap<String, _> = counts.entry(id.clone()).or_default();
