@@ -47,7 +47,7 @@ pub use findings::{Finding, Severity, Source, findings};
 pub use metrics::{Gauges, HEALTH_PATH, METRICS_PATH, MetricsOptions};
 pub use openmetrics::Text as MetricsText;
 pub use pages::{Desk, FIRST_PATH};
-pub use reload::{Reload, Reloaded};
+pub use reload::{Reload, Reloaded, Setting};
 pub use services::{Registered, Registrations, Reloading};
 
 /// Rows of one answer. The command line asks for the following pages.
@@ -93,6 +93,8 @@ pub struct Admin {
     pub gauges: Vec<Gauges>,
     /// How often each route was asked.
     pub tally: Tally,
+    /// The last lines of the log, oldest first.
+    pub log: fn() -> Vec<String>,
     /// Reads the settings again; set once the server is whole.
     pub reload: OnceLock<Weak<dyn Reload>>,
     /// What the server gets or makes by itself.

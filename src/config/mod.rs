@@ -386,6 +386,23 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_known_as_such() {
+        let secret: Vec<_> = settings().filter(|setting| setting.is_secret()).map(|setting| setting.name).collect();
+        for name in [
+            "registration_tokens",
+            "registration_shared_secret",
+            "metrics.token",
+            "turn.shared_secret",
+            "rtc.livekit_key",
+        ] {
+            assert!(secret.contains(&name), "{name} in {secret:?}");
+        }
+        for name in ["access_token_lifetime_minutes", "registration_tokens_file", "client.tls_private_key"] {
+            assert!(!secret.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
     fn errors_name_file_line_setting_and_what_is_allowed() {
         check(
             "\n\nregistration = \"maybe\"\n",

@@ -51,6 +51,12 @@ impl Setting {
         self
     }
 
+    /// Whether its value is for nobody's eyes: a page shows only that it is set. What names a file is no secret itself.
+    pub fn is_secret(&self) -> bool {
+        const WORDS: [&str; 7] = ["secret", "tokens", ".token", "passphrase", "password", "login", "livekit_key"];
+        WORDS.iter().any(|word| self.name.contains(word)) && !self.name.ends_with("_file")
+    }
+
     /// Shows the setting in the file of the first start too.
     pub const fn shown_first(mut self) -> Setting {
         self.first = true;

@@ -190,6 +190,30 @@ impl Backoff {
         self.0.recovering.notify_one();
     }
 
+    /// How each of these servers does: failures in a row, and when it is asked again. Notes nothing.
+    pub async fn standings(&self, servers: Vec<OwnedServerName>) -> crate::store::Result<Vec<Standing>> {
+        let (store, names) = (self.0.store.clone(), servers.clone());
+        let stored = base::blocking(move || {
+            let read = store.read()?;
+            names.iter().map(|name| server::standing(&read, name)).collect::<crate::store::Result<Vec<_>>>()
+        });
+        let stored = stored.await?;
+        let book = self.book();
+        let newer = |name: &OwnedServerName| {
+            let known = book.known.peek(name).map(|known| known.standing);
+            known.or(book.unsaved.peek(name).copied())
+        };
+        Ok(servers.iter().zip(stored).map(|(name, stored)| newer(name).or(stored).unwrap_or_default()).collect())
+    }
+
+    /// An administrator wants a server tried now: its failures are forgotten, and what waits for it is sent.
+    pub fn try_now(&self, server: &ServerName) {
+        let owner = self.0.circle.remembered(server);
+        self.book().set(owner.clone(), server, Standing::default(), true).silent = None;
+        self.0.recovered.lock().put(owner, server.to_owned(), ());
+        self.0.recovering.notify_one();
+    }
+
     /// The servers that failed and have been heard from since the last call. For parts with data waiting for them.
     pub fn take_recovered(&self) -> Vec<OwnedServerName> {
         let recovered = self.0.recovered.lock().drain();

@@ -50,6 +50,7 @@ pub use self::examine::{MYSELF, Step, Verdict};
 pub use self::keys::{Keys, Known};
 pub use self::request::{Answer, ENCODED, Failed, Options, Urgency, encode};
 pub use self::stream::{Body, StreamLimits};
+pub use crate::store::tables::server::Standing;
 use crate::{
     base::{Clock, Random, Worker},
     budget::{Account, Budget},

@@ -18,6 +18,8 @@ use crate::store::{Get, Read, RoomNum, UserNum};
 
 /// Characters of a text by which rooms are put in order.
 const ORDER_CHARS: usize = 48;
+/// Characters of a name in a few words.
+const NAME_CHARS_MAX: usize = 80;
 /// Members read at once.
 const MEMBERS_A_READ: usize = 200;
 
@@ -48,6 +50,8 @@ pub enum RoomOrder {
     GuestAccess,
     History,
     StateEvents,
+    /// The bytes of the events that are stored here.
+    Bytes,
 }
 
 /// A room with what a list shows of it.
@@ -63,10 +67,25 @@ pub struct ListedRoom {
     pub public: bool,
     pub guest_access: Option<String>,
     pub history_visibility: Option<String>,
-    /// The events of the room that are stored here, state and others.
+    /// The events of the room that are stored here, state and others, and the bytes of their bodies.
     pub events: u64,
+    pub bytes: u64,
     /// The room that replaces this one; `Some(None)` when it was closed without another.
     pub replaced_by: Option<Option<String>>,
+}
+
+/// A room in a few words, at most 600 bytes.
+#[derive(Debug, Clone)]
+pub struct BriefRoom {
+    pub room_id: String,
+    pub name: Option<String>,
+    /// Whether this server is in the room.
+    pub resident: bool,
+    pub joined: u64,
+    pub local_joined: u64,
+    pub events: u64,
+    pub bytes: u64,
+    pub public: bool,
 }
 
 type Key = (u64, String, RoomNum);
@@ -83,20 +102,24 @@ impl Rooms {
         most: usize,
     ) -> Result<(Vec<ListedRoom>, usize)> {
         self.reading(move |_, read| {
-            let (page, total) = match backwards {
-                false => {
-                    let Ranked { page, total } = ranked(from, most, &mut |visit| each(read, &wanted, order, visit))?;
-                    (page, total)
-                }
-                true => {
-                    let each = &mut |visit: &mut dyn FnMut(Reverse<Key>)| {
-                        each(read, &wanted, order, &mut |key| visit(Reverse(key)))
-                    };
-                    let Ranked { page, total } = ranked(from, most, each)?;
-                    (page.into_iter().map(|key| key.0).collect(), total)
-                }
-            };
-            let page: Result<Vec<_>> = page.into_iter().map(|(_, _, num)| listed(read, num)).collect();
+            let (page, total) = ranks(read, &wanted, order, backwards, from, most)?;
+            let page: Result<Vec<_>> = page.into_iter().map(|num| listed(read, num)).collect();
+            Ok((page?, total))
+        })
+        .await
+    }
+
+    /// The same in a few bounded words about each room, for a page of many.
+    pub async fn find_brief(
+        &self,
+        wanted: WantedRooms,
+        order: RoomOrder,
+        from: usize,
+        most: usize,
+    ) -> Result<(Vec<BriefRoom>, usize)> {
+        self.reading(move |_, read| {
+            let (page, total) = ranks(read, &wanted, order, false, from, most)?;
+            let page: Result<Vec<_>> = page.into_iter().map(|num| brief(read, num)).collect();
             Ok((page?, total))
         })
         .await
@@ -279,11 +302,51 @@ fn each(read: &Read, wanted: &WantedRooms, order: RoomOrder, visit: &mut dyn FnM
             RoomOrder::GuestAccess => (0, text("m.room.guest_access", "guest_access")?),
             RoomOrder::History => (0, text("m.room.history_visibility", "history_visibility")?),
             RoomOrder::StateEvents => (largest(row.events), String::new()),
+            RoomOrder::Bytes => (largest(row.bytes), String::new()),
         };
         visit((number, bounded(text, ORDER_CHARS).to_lowercase(), num));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(())
+}
+
+/// The rooms of the ranks `from..from + most`, and how many there are in all.
+fn ranks(
+    read: &Read,
+    wanted: &WantedRooms,
+    order: RoomOrder,
+    backwards: bool,
+    from: usize,
+    most: usize,
+) -> Result<(Vec<RoomNum>, usize)> {
+    let (page, total): (Vec<Key>, usize) = match backwards {
+        false => {
+            let Ranked { page, total } = ranked(from, most, &mut |visit| each(read, wanted, order, visit))?;
+            (page, total)
+        }
+        true => {
+            let each =
+                &mut |visit: &mut dyn FnMut(Reverse<Key>)| each(read, wanted, order, &mut |key| visit(Reverse(key)));
+            let Ranked { page, total } = ranked(from, most, each)?;
+            (page.into_iter().map(|key| key.0).collect(), total)
+        }
+    };
+    Ok((page.into_iter().map(|(_, _, num)| num).collect(), total))
+}
+
+fn brief(read: &Read, num: RoomNum) -> Result<BriefRoom> {
+    let room = state::known_num(read, num)?;
+    let name = room.view(read).text("m.room.name", "name")?.map(|name| bounded(name, NAME_CHARS_MAX));
+    Ok(BriefRoom {
+        name: name.filter(|name| !name.trim().is_empty()),
+        resident: room.is_resident(),
+        joined: room.row.joined,
+        local_joined: local_joined(read, num)?,
+        events: room.row.events,
+        bytes: room.row.bytes,
+        public: room.row.public,
+        room_id: room.row.id,
+    })
 }
 
 fn listed(read: &Read, num: RoomNum) -> Result<ListedRoom> {
@@ -306,6 +369,7 @@ fn listed(read: &Read, num: RoomNum) -> Result<ListedRoom> {
         guest_access: view.text("m.room.guest_access", "guest_access")?,
         history_visibility: view.text("m.room.history_visibility", "history_visibility")?,
         events: room.row.events,
+        bytes: room.row.bytes,
         replaced_by,
     })
 }

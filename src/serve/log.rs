@@ -6,10 +6,12 @@
 //! where that is known; a join its room; a delivery its server; a background worker its name. What the line says already is
 //! not repeated. In a terminal a line begins with the time; journald notes the time itself, and is told the priority.
 
+use std::collections::VecDeque;
 use std::fmt::{self, Display, Write as _};
 use std::io::{IsTerminal, Write as _};
 use std::sync::OnceLock;
 
+use parking_lot::Mutex;
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -49,6 +51,32 @@ pub fn to_stderr(filter: &str, json: bool) -> Result<(), ParseError> {
 pub fn set_filter(filter: &str) {
     if let (Some(log), Ok(filter)) = (LOG.get(), filter.parse()) {
         let _ = log.modify(|log| log.filter = filter);
+    }
+}
+
+/// The last lines, for the administrators' page: the program's data, which the profile's `fixed.stacks` has in it.
+const KEPT_LINES: usize = 200;
+const KEPT_BYTES: usize = 32 * 1024;
+static KEPT: Mutex<Kept> = Mutex::new(Kept { lines: VecDeque::new(), bytes: 0 });
+
+/// The last lines of this process's log, oldest first: at most [`KEPT_LINES`], and [`KEPT_BYTES`] of text.
+pub fn last_lines() -> Vec<String> {
+    KEPT.lock().lines.iter().cloned().collect()
+}
+
+struct Kept {
+    lines: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Kept {
+    fn keep(&mut self, line: String) {
+        self.bytes += line.len();
+        self.lines.push_back(line);
+        while self.lines.len() > KEPT_LINES || self.bytes > KEPT_BYTES {
+            let Some(oldest) = self.lines.pop_front() else { return };
+            self.bytes -= oldest.len();
+        }
     }
 }
 
@@ -93,22 +121,27 @@ impl Log {
         is_own_span || self.filter.would_enable(metadata.target(), metadata.level())
     }
 
-    fn event_line<S>(&self, event: &Event<'_>, context: &Context<'_, S>) -> String
+    /// The line that is written, and the one that is kept.
+    fn event_lines<S>(&self, event: &Event<'_>, context: &Context<'_, S>) -> (String, String)
     where
         S: Subscriber + for<'a> LookupSpan<'a>,
     {
         let mut said = Said::default();
         event.record(&mut said);
-        if self.form == Form::Json {
-            return self.json_line(event, said, context);
-        }
         let mut about = Bracket { said: format!("{}{}", said.text, said.fields), text: String::new() };
         if let Some(scope) = context.event_scope(event) {
             for span in scope.from_root().take(SPANS_MAX) {
                 about.add(span.name(), span.extensions().get::<About>());
             }
         }
-        self.line(event.metadata(), &said, &about.finish())
+        let about = about.finish();
+        let kept = self.line(Form::Plain, event.metadata(), &said, &about);
+        let written = match self.form {
+            Form::Plain => kept.clone(),
+            Form::Json => self.json_line(event, said, context),
+            form => self.line(form, event.metadata(), &said, &about),
+        };
+        (written, kept)
     }
 
     /// The same as an object: `fields` are the line's own, `about` those of what it is about.
@@ -137,8 +170,8 @@ impl Log {
         format!("{line}\n")
     }
 
-    fn line(&self, metadata: &Metadata<'_>, said: &Said, about: &str) -> String {
-        let (level, journal) = (*metadata.level(), self.form == Form::Journal);
+    fn line(&self, form: Form, metadata: &Metadata<'_>, said: &Said, about: &str) -> String {
+        let (level, journal) = (*metadata.level(), form == Form::Journal);
         let mut line = String::with_capacity(said.text.len() + said.fields.len() + about.len() + 48);
         if journal {
             line.push_str(priority(level));
@@ -148,7 +181,7 @@ impl Log {
         }
         if !journal || level <= Level::WARN {
             let name = level.as_str();
-            match self.form {
+            match form {
                 Form::Terminal => line.push_str(&format!("{}{name:<5}\u{1b}[0m ", color(level))),
                 Form::Plain => line.push_str(&format!("{name:<5} ")),
                 Form::Journal | Form::Json => line.push_str(&format!("{name} ")),
@@ -214,9 +247,10 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let line = self.event_line(event, &context);
+        let (written, kept) = self.event_lines(event, &context);
+        KEPT.lock().keep(kept);
         // A closed stderr is no error: the server runs all the same.
-        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        let _ = std::io::stderr().lock().write_all(written.as_bytes());
     }
 }
 
@@ -336,9 +370,9 @@ mod tests {
 
     /// A log that keeps its lines.
     #[derive(Clone)]
-    struct Kept(Arc<Log>, Arc<Mutex<Vec<String>>>);
+    struct Heard(Arc<Log>, Arc<Mutex<Vec<String>>>);
 
-    impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Kept {
+    impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Heard {
         fn enabled(&self, metadata: &Metadata<'_>, context: Context<'_, S>) -> bool {
             Layer::<S>::enabled(&*self.0, metadata, context)
         }
@@ -352,16 +386,29 @@ mod tests {
         }
 
         fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-            self.1.lock().unwrap().push(self.0.event_line(event, &context));
+            self.1.lock().unwrap().push(self.0.event_lines(event, &context).0);
         }
     }
 
     /// The lines of `work` under a filter.
     fn lines(filter: &str, form: Form, work: impl FnOnce()) -> Vec<String> {
         let log = Log { filter: filter.parse().unwrap(), form, clock: Clock::simulated(0) };
-        let kept = Kept(Arc::new(log), Arc::default());
+        let kept = Heard(Arc::new(log), Arc::default());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(kept.clone()), work);
         kept.1.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded_in_lines_and_in_bytes() {
+        let mut kept = Kept { lines: VecDeque::new(), bytes: 0 };
+        for number in 0..KEPT_LINES + 7 {
+            kept.keep(format!("line {number}"));
+        }
+        assert_eq!((kept.lines.len(), kept.lines[0].as_str()), (KEPT_LINES, "line 7"));
+        for _ in 0..100 {
+            kept.keep("x".repeat(1_000));
+        }
+        assert_eq!((kept.lines.len(), kept.bytes), (KEPT_BYTES / 1_000, KEPT_BYTES / 1_000 * 1_000));
     }
 
     fn in_a_request(work: impl FnOnce()) {

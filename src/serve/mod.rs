@@ -416,6 +416,7 @@ impl Server {
             sources: findings::sources(&clock, &store, &remote),
             gauges,
             tally: router.tally().clone(),
+            log: log::last_lines,
             reload: OnceLock::new(),
             certificates: certificates.clone(),
             shown: shown(&config, &client_certificate, &federation_certificate),

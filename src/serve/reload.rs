@@ -3,15 +3,16 @@
 //! A setting that is marked so in `config` is in force at once; the others are named, and wait for the next start. A file
 //! with a mistake changes nothing. Certificates are read again too, and one that waits to be asked for again is asked for at once.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
 use super::{admin_settings, calls, log, notice_options};
-use crate::admin::{Admin, Reload, Reloaded};
+use crate::admin::{Admin, Reload, Reloaded, Setting};
 use crate::base::blocking;
 use crate::client::Client;
-use crate::config::{Config, Previews};
+use crate::config::{Config, Previews, settings};
 use crate::federation::Federation;
 use crate::http::HttpServer;
 use crate::http::tls::Certificate;
@@ -52,6 +53,17 @@ impl Reload for Reloader {
             say(&changed, &restart);
             Ok(Reloaded { changed, restart })
         })
+    }
+
+    fn settings(&self) -> (Option<PathBuf>, Vec<Setting>) {
+        let config = self.config.lock();
+        let shown = settings().map(|setting| {
+            let written = config.written.get(setting.name);
+            let written = written.map(|text| if setting.is_secret() { "…".to_owned() } else { text.clone() });
+            let crate::config::Setting { name, default, example, doc, live: is_live, .. } = *setting;
+            Setting { name, written, default, example, doc, is_live }
+        });
+        (config.file.clone(), shown.collect())
     }
 }
 

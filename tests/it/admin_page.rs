@@ -1,5 +1,7 @@
 //! The administrators' page: signing in, forms, people who come by link.
 
+use serde_json::json;
+
 use crate::server::TestServer;
 
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
@@ -264,5 +266,83 @@ async fn the_page_may_be_elsewhere_or_nowhere() {
     house.stop().await;
     let house = TestServer::start_with(|config| config.page.enabled = false).await;
     assert_eq!(Browser::new(&house).get("/_snug/").await.status, 404);
+    house.stop().await;
+}
+
+/// Each page is there, for administrators alone, and fits what there is.
+#[tokio::test]
+async fn every_page_is_there() {
+    let house = with_an_administrator().await;
+    let bert = house.register("bert").await;
+    let room = json!({ "name": "The <b>kitchen</b>", "preset": "public_chat", "visibility": "public" });
+    let room = house.post("/_matrix/client/v3/createRoom", &bert, room).await.ok();
+    let room_id = room["room_id"].as_str().unwrap();
+    let in_path: String = form_urlencoded::byte_serialize(room_id.as_bytes()).collect();
+    let mut browser = Browser::new(&house);
+    let pages =
+        ["rooms/", "reports/", "servers/", "servers/rooms", "settings/", "settings/in/general", "workers", "log"];
+    for page in pages {
+        assert_eq!(browser.get(&format!("/_snug/{page}")).await.status, 303);
+    }
+    browser.sign_in("anna", PASSWORD).await;
+    let name = house.name().to_owned();
+    for (page, text) in [
+        ("rooms/".to_owned(), "The &#60;b&#62;kitchen&#60;/b&#62;"),
+        ("rooms/?find=KITCHEN&order=name".to_owned(), "1 room, by"),
+        ("rooms/?find=cellar".to_owned(), "No room has “cellar” in its name"),
+        (format!("rooms/of/{in_path}"), "1, 1 of us"),
+        ("reports/".to_owned(), "Nobody has reported anything."),
+        ("servers/".to_owned(), "share no rooms with people of other servers yet"),
+        (format!("servers/of/{name}"), "This is the server itself."),
+        (format!("servers/rooms?server={name}&find=kitchen"), "1 member"),
+        ("settings/".to_owned(), "Read it again"),
+        ("settings/in/general".to_owned(), "server_name"),
+        ("workers".to_owned(), "<span class=\"name\">"),
+        ("log".to_owned(), "The last lines since the start"),
+    ] {
+        let page = browser.get(&format!("/_snug/{page}")).await;
+        assert_eq!(page.status, 200, "{}", page.html);
+        page.has(&[text]);
+    }
+    for (page, status) in [("rooms/of/%21nowhere%3Ax.org", 404), ("settings/in/none", 404), ("servers/of/%20", 400)] {
+        assert_eq!(browser.get(&format!("/_snug/{page}")).await.status, status, "{page}");
+    }
+    house.stop().await;
+}
+
+/// A large room is allowed, a report leads to what is done about it, and no form of another page does anything.
+#[tokio::test]
+async fn rooms_are_allowed_and_reports_answered() {
+    let house = with_an_administrator().await;
+    let (bert, carl) = (house.register("bert").await, house.register("carl").await);
+    let report = json!({ "reason": "<i>rude</i>" });
+    let path = format!("/_matrix/client/v3/users/{}/report", carl.id);
+    house.post(&path, &bert, report).await.ok();
+    let mut browser = Browser::new(&house);
+    browser.sign_in("anna", PASSWORD).await;
+    let page = browser.get("/_snug/reports/").await;
+    page.has(&["1 report<", "&#60;i&#62;rude&#60;/i&#62;", "people/of/carl", "people/of/bert", "Suspend"]);
+    let token = page.token();
+    for (path, fields) in [
+        ("rooms/", "what=allow-room&room=%21big%3Ax.org"),
+        ("reports/", "what=remove-report&number=1"),
+        ("servers/of/x.org", "what=try-now"),
+        ("settings/", ""),
+    ] {
+        assert_eq!(browser.post(&format!("/_snug/{path}"), "made-up", fields).await.status, 403, "{path}");
+    }
+    let done = browser.post("/_snug/reports/", &token, "what=suspend&number=1").await;
+    assert_eq!((done.status, done.header("location")), (303, "/_snug/reports/?done=suspend"));
+    browser.get("/_snug/reports/").await.has(&["Let write again"]);
+    browser.post("/_snug/reports/", &token, "what=remove-report&number=1").await;
+    browser.get("/_snug/reports/?done=remove-report").await.has(&["Nobody has reported", "The report is removed."]);
+    assert_eq!(browser.post("/_snug/reports/", &token, "what=suspend&number=1").await.status, 404);
+
+    browser.post("/_snug/rooms/", &token, "what=allow-room&room=%21big%3Ax.org").await;
+    browser.get("/_snug/rooms/").await.has(&["Allowed whatever their size", "!big:x.org"]);
+    browser.post("/_snug/rooms/", &token, "what=disallow-room&room=%21big%3Ax.org").await;
+    assert!(!browser.get("/_snug/rooms/").await.html.contains("!big:x.org"));
+    assert_eq!(browser.post("/_snug/rooms/", &token, "what=cancel-join&room=%21big%3Ax.org").await.status, 404);
+    assert_eq!(browser.post("/_snug/servers/of/x.org", &token, "what=try-now").await.status, 303);
     house.stop().await;
 }

@@ -44,6 +44,7 @@ const FLOORS: &[Floors] = &[
             ("mass_redaction", "error lock state append"),
             ("operator", "error lock ignored state join"),
             ("inspect", "error state"),
+            ("neighbours", "error state"),
         ],
     },
     Floors {

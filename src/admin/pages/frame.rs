@@ -121,6 +121,32 @@ const SECTIONS: &[Section] = &[
         path: "people/",
         lines: "M9 11a3.5 3.5 0 1 0 0-7 3.5 3.5 0 0 0 0 7zM2.5 20c.4-3.6 3-5.5 6.5-5.5s6.1 1.9 6.5 5.5M16 4.3a3.5 3.5 0 0 1 0 6.4M18 14.8c2 .7 3.2 2.5 3.5 5.2",
     },
+    Section {
+        key: "rooms",
+        label: "Rooms",
+        path: "rooms/",
+        lines: "M4 5.5A1.5 1.5 0 0 1 5.5 4h13A1.5 1.5 0 0 1 20 5.5v9a1.5 1.5 0 0 1-1.5 1.5H11l-5 4v-4h-.5A1.5 1.5 0 0 1 4 14.5zM8 8.5h8M8 11.8h5",
+    },
+    Section {
+        key: "reports",
+        label: "Reports",
+        path: "reports/",
+        lines: "M5.5 21V4M5.5 4.5c4-2 7.5 2 13 0v9c-5.5 2-9-2-13 0",
+    },
+    Section {
+        key: "servers",
+        label: "Servers",
+        path: "servers/",
+        lines: "M12 20.5a8.5 8.5 0 1 0 0-17 8.5 8.5 0 0 0 0 17zM3.5 12h17M12 3.5c2.4 2.4 3.6 5.2 3.6 8.5s-1.2 6.1-3.6 8.5c-2.4-2.4-3.6-5.2-3.6-8.5s1.2-6.1 3.6-8.5z",
+    },
+    Section {
+        key: "settings",
+        label: "Settings",
+        path: "settings/",
+        lines: "M4 7h9M17 7h3M15 9a2 2 0 1 0 0-4 2 2 0 0 0 0 4zM4 17h3M11 17h9M9 19a2 2 0 1 0 0-4 2 2 0 0 0 0 4z",
+    },
+    Section { key: "workers", label: "Workers", path: "workers", lines: "M12 21a9 9 0 1 0-9-9M12 7v5l3.5 2M3 17v-5h5" },
+    Section { key: "log", label: "Log", path: "log", lines: "M6 3.5h12v17H6zM9 8h6M9 12h6M9 16h3" },
 ];
 const TABS: usize = 4;
 
@@ -171,7 +197,7 @@ pub struct Visitor {
     pub admin: Arc<Admin>,
     pub user_id: OwnedUserId,
     /// The token of the session's forms.
-    token: String,
+    pub token: String,
 }
 
 /// A request of somebody who is signed in.
@@ -294,6 +320,11 @@ const SAID: &[(&str, &str)] = &[
     ("end-session", "That app is logged out."),
     ("end-sessions", "All apps are logged out."),
     ("closed", "The account is closed."),
+    ("allow-room", "This room may be joined whatever its size: who asked can try again."),
+    ("disallow-room", "This room may not be joined when it is large."),
+    ("cancel-join", "The join ends, and what it had stored is removed."),
+    ("remove-report", "The report is removed."),
+    ("try-now", "What waits for this server is sent now."),
 ];
 
 fn said(word: &str) -> Option<&'static str> {

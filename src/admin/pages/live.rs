@@ -6,12 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::frame::{Pieces, Visit};
-use super::home;
-use crate::admin::{Admin, error::Error};
+use super::frame::{Pieces, Visit, Visitor};
+use super::{home, rooms, workers};
+use crate::admin::error::Error;
 use crate::http::{Body, ErrorResponse, Response, StatusCode, channel};
 
 /// Two administrators with a phone and a computer each; a small board has fifteen connections.
@@ -25,9 +24,12 @@ const PIECES_BYTES: u64 = 32 * 1024;
 const QUIET_ROUNDS_MAX: u32 = 10;
 
 /// The pieces of a page that change by themselves; none for a name that no page has.
-async fn pieces(admin: &Arc<Admin>, part: &str) -> Result<Option<Pieces>, Error> {
+async fn pieces(visitor: &Visitor, part: &str) -> Result<Option<Pieces>, Error> {
+    let admin = &visitor.admin;
     Ok(match part {
         "home" => Some(home::pieces(admin).await?),
+        "rooms" => Some(rooms::pieces(admin, &visitor.token).await?),
+        "workers" => Some(workers::pieces(admin)?),
         _ => None,
     })
 }
@@ -35,7 +37,7 @@ async fn pieces(admin: &Arc<Admin>, part: &str) -> Result<Option<Pieces>, Error>
 /// `GET live/{part}`: the events. 204, with which a browser asks no more, when there are too many who look already.
 pub async fn events(visit: Visit) -> Result<Response, Error> {
     let part = visit.request.param("part").to_owned();
-    if pieces(&visit.admin, &part).await?.is_none() {
+    if pieces(&visit, &part).await?.is_none() {
         return Err(ErrorResponse::not_found("no page has such pieces").into());
     }
     let Some(watching) = visit.admin.page.watch(WATCHING_MAX) else {
@@ -54,7 +56,7 @@ pub async fn events(visit: Visit) -> Result<Response, Error> {
             return;
         }
         while clock.instant() < end {
-            let next = match next(&visit.admin, &part, &mut before).await {
+            let next = match next(&visit, &part, &mut before).await {
                 Some(text) => {
                     quiet = 0;
                     Some(text)
@@ -81,14 +83,14 @@ pub async fn events(visit: Visit) -> Result<Response, Error> {
 }
 
 /// The event with what has changed, when there is something and memory for it.
-async fn next(admin: &Arc<Admin>, part: &str, before: &mut BTreeMap<&'static str, u64>) -> Option<String> {
-    let account = admin.budget.account("admin");
+async fn next(visitor: &Visitor, part: &str, before: &mut BTreeMap<&'static str, u64>) -> Option<String> {
+    let account = visitor.admin.budget.account("admin");
     // What nobody asked for waits for the next round, and is no refusal.
     if account.used() + PIECES_BYTES > account.limit() {
         return None;
     }
     let _grant = account.try_take(PIECES_BYTES).ok()?;
-    let mut pieces = pieces(admin, part).await.ok()??;
+    let mut pieces = pieces(visitor, part).await.ok()??;
     pieces.retain(|id, html| {
         let mut hasher = DefaultHasher::new();
         html.hash(&mut hasher);
@@ -112,6 +114,8 @@ fn stream(body: Body) -> Response {
 #[cfg(test)]
 mod tests {
     use super::super::frame::Desk;
+    use std::sync::Arc;
+
     use super::*;
     use crate::http::{AttemptRates, Rate};
 

@@ -13,10 +13,16 @@ mod front;
 mod home;
 mod link;
 mod live;
+mod log;
 mod people;
 mod qr;
+mod reports;
+mod rooms;
+mod servers;
+mod settings;
 mod share;
 mod sign_in;
+mod workers;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -53,6 +59,11 @@ pub fn routes(router: &mut Router, admin: &std::sync::Arc<Admin>) {
         .post(&format!("{root}sign-in"), sign_in::sign_in);
     pages.act("sign-out", sign_in::sign_out).show("live/{part}", live::events).show("", home::show);
     people::routes(&mut pages);
+    rooms::routes(&mut pages);
+    reports::routes(&mut pages);
+    servers::routes(&mut pages);
+    settings::routes(&mut pages);
+    pages.show("workers", workers::show).show("log", log::show);
     pages.show("{*rest}", frame::nowhere);
 }
 

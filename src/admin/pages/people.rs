@@ -26,11 +26,11 @@ pub fn routes(pages: &mut Pages<'_>) {
 }
 
 /// The page of a person, below the root.
-fn path(user_id: &UserId) -> String {
+pub(super) fn path(user_id: &UserId) -> String {
     format!("people/of/{}", encoded(user_id.localpart()))
 }
 
-fn encoded(text: &str) -> String {
+pub(super) fn encoded(text: &str) -> String {
     utf8_percent_encode(text, PLAIN).to_string()
 }
 
@@ -58,7 +58,7 @@ fn badges(account: &Account, has_link: bool) -> Vec<Badge> {
 }
 
 /// When a device was last seen, in words that need no arithmetic.
-fn ago(then_ms: u64, now_ms: u64) -> String {
+pub(super) fn ago(then_ms: u64, now_ms: u64) -> String {
     const MINUTE: u64 = 60_000;
     match now_ms.saturating_sub(then_ms) / MINUTE {
         0..15 => "just now".to_owned(),

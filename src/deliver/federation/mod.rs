@@ -33,6 +33,7 @@ use destinations::{Destinations, FORGET_MS, LAG_BYTES};
 use tracing::Instrument;
 use transaction::Unit;
 
+mod behind;
 pub mod destinations;
 pub mod transaction;
 
