@@ -394,6 +394,7 @@ mod tests {
             "metrics.token",
             "turn.shared_secret",
             "rtc.livekit_key",
+            "acme.eab_key",
         ] {
             assert!(secret.contains(&name), "{name} in {secret:?}");
         }

@@ -53,7 +53,8 @@ impl Setting {
 
     /// Whether its value is for nobody's eyes: a page shows only that it is set. What names a file is no secret itself.
     pub fn is_secret(&self) -> bool {
-        const WORDS: [&str; 7] = ["secret", "tokens", ".token", "passphrase", "password", "login", "livekit_key"];
+        const WORDS: [&str; 8] =
+            ["secret", "tokens", ".token", "passphrase", "password", "login", "livekit_key", "eab_key"];
         WORDS.iter().any(|word| self.name.contains(word)) && !self.name.ends_with("_file")
     }
 

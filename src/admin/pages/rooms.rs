@@ -5,7 +5,7 @@ use std::sync::Arc;
 use askama::Template;
 use ruma::{OwnedRoomId, UserId};
 
-use super::frame::{Form, Frame, LIST_ROWS, NAME_CHARS_MAX, Pages, Pieces, Visit};
+use super::frame::{Form, Frame, NAME_CHARS_MAX, Pages, Pieces, Visit};
 use super::people::{self, ago, encoded};
 use crate::admin::{Admin, error::Error};
 use crate::base::{bounded, span};
@@ -16,9 +16,12 @@ use crate::room::{BriefRoom, RoomOrder, WantedRooms};
 
 /// A longer text to find is cut.
 const FIND_CHARS_MAX: usize = 100;
-/// Joins shown, under way and interrupted, and rooms that wait or are allowed; each is half a KiB.
-const JOINS_SHOWN: usize = 10;
-const ASKED_SHOWN: usize = 20;
+/// Rooms of the list on a page: with ids of 255 bytes that are three each in a path, and names of quotes, they are 22 KiB.
+const ROWS: usize = 15;
+/// Joins shown, under way and interrupted: 7 KiB with the longest ids.
+const JOINS_SHOWN: usize = 5;
+/// Rooms shown that wait for a yes, and that have it: 16 KiB with the longest ids.
+const ASKED_SHOWN: usize = 5;
 /// Characters of a topic.
 const TOPIC_CHARS_MAX: usize = 300;
 /// Members of this server on the page of a room.
@@ -72,6 +75,8 @@ struct Page {
     joins: String,
     asked: Vec<Asked>,
     allowed: Vec<Asked>,
+    /// Others that wait or are allowed.
+    more_asked: usize,
     find: String,
     /// The same as it stands in a query.
     found: String,
@@ -140,9 +145,9 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
     let order = ORDERS.iter().find(|known| known.key == order).unwrap_or(&ORDERS[0]);
     let from = visit.request.query_as::<u32>("from")?.unwrap_or(0) as usize;
     let wanted = WantedRooms { term: (!find.is_empty()).then(|| find.clone()), ..WantedRooms::default() };
-    let (found_rooms, total) = rooms.find_brief(wanted, order.order, from, LIST_ROWS).await?;
+    let (found_rooms, total) = rooms.find_brief(wanted, order.order, from, ROWS).await?;
     let (mut asked, mut allowed) = (Vec::new(), Vec::new());
-    let now_ms = visit.admin.clock.now_ms();
+    let (now_ms, mut more_asked) = (visit.admin.clock.now_ms(), 0);
     for (room_id, row) in rooms.allowed_rooms().await? {
         let about = match (row.user_id.is_empty(), row.events) {
             (true, _) => format!("allowed {}", ago(row.at_ms, now_ms)),
@@ -152,8 +157,10 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
             }
         };
         let list = if row.allowed { &mut allowed } else { &mut asked };
-        if list.len() < ASKED_SHOWN {
-            list.push(Asked { room_id, about });
+        // An id is whatever somebody asked for; those of rooms that are have no signs of HTML.
+        match list.len() < ASKED_SHOWN && !room_id.contains(['<', '>', '&', '"', '\'']) {
+            true => list.push(Asked { room_id, about }),
+            false => more_asked += 1,
         }
     }
     let next = from + found_rooms.len();
@@ -162,13 +169,14 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         joins: joins(&visit.admin, &visit.token).await?,
         asked,
         allowed,
+        more_asked,
         found: encoded(&find),
         find,
         orders: ORDERS.into_iter().collect(),
         order: order.key,
         total: many(total as u64, "room"),
         rows: found_rooms.into_iter().map(Row::new).collect(),
-        previous: (from > 0).then(|| from.saturating_sub(LIST_ROWS)),
+        previous: (from > 0).then(|| from.saturating_sub(ROWS)),
         next: (next < total).then_some(next),
     };
     visit.page(&page).await
