@@ -77,7 +77,7 @@ async fn the_old_http_is_answered_too() {
 async fn settings_are_read_again_and_what_needs_a_restart_is_named() {
     let house = TestServer::start().await;
     let file = house.data_dir().join("snug.toml");
-    let write = |text: &str| std::fs::write(&file, format!("server_name = \"{}\"\n{text}", house.name())).unwrap();
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
     write("registration = \"open\"\n");
     let reloader = house.server().reloader();
     // As if the server had been started with this file.
