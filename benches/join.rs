@@ -33,7 +33,8 @@ NAME     xs, k1, m, s (68,000 events), hq (194,000) or xl (a million); s without
 BUDGET   a profile of memory-budgets; pi-zero-2w without it
 --short  the join, the long reads and serving the room; without the killed join and the thousand membership changes
 --only   `join` stops after the join itself, `resume` does nothing but the killed join, `together` nothing but a join
-         beside log-ins, first syncs, uploads and another server's large events
+         beside log-ins, first syncs, uploads and another server's large events, `backup` backs the joined room up, restores it
+         and removes it, while others chat
 
 The server runs in a memory cgroup of the profile's total where the machine allows one. Ends with status 1 when a measured peak
 is above the total, or when the joined room is not the one it should be.
@@ -44,6 +45,7 @@ enum Part {
     Join,
     Resume,
     Together,
+    Backup,
 }
 
 struct Arguments {
@@ -72,6 +74,7 @@ fn main() -> io::Result<()> {
                     "join" => Part::Join,
                     "resume" => Part::Resume,
                     "together" => Part::Together,
+                    "backup" => Part::Backup,
                     other => return Err(io::Error::other(format!("--only {other} is not known\n\n{USAGE}"))),
                 })
             }
@@ -181,6 +184,9 @@ impl Bench {
         self.join(&mut alice)?;
         if self.given.only == Some(Part::Join) {
             return Ok(());
+        }
+        if self.given.only == Some(Part::Backup) {
+            return self.backup(&mut alice);
         }
         self.reads(&mut alice)?;
         self.serve()?;
@@ -551,6 +557,93 @@ impl Bench {
         Ok(())
     }
 
+    /// The joined room backed up to a folder, again, and to a sealed file; restored; and removed for good. Others chat.
+    fn backup(&mut self, alice: &mut Person) -> io::Result<()> {
+        let (folder, budget) = (self.snug.folder.clone(), self.given.budget.clone());
+        let command = |words: &[&str]| {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_snug"));
+            command.current_dir(&folder).args(["--config", "snug.toml", "--budget", &budget]).args(words);
+            command.stdin(std::process::Stdio::null());
+            command
+        };
+        let run = |words: &[&str]| {
+            let done = command(words).output()?;
+            let said = String::from_utf8_lossy(&[done.stdout, done.stderr].concat()).replace('\n', " ");
+            if done.status.success() { Ok(said) } else { Err(io::Error::other(format!("{words:?}: {said}"))) }
+        };
+        let recipient = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj";
+        for (what, words) in [
+            ("backup to a folder", &["backup", "to"][..]),
+            ("the same again", &["backup", "to"]),
+            ("backup to a sealed file", &["backup", "all.tar.zst.age", "--recipient", recipient]),
+        ] {
+            self.beside_chat(what, |_| run(words))?;
+        }
+        let began = Instant::now();
+        let mut child = command(&["restore", "to", "--data-dir", "restored"])
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()?;
+        let mut peak = 0;
+        let ended = loop {
+            if let Some(ended) = child.try_wait()? {
+                break ended;
+            }
+            peak = peak.max(resident_peak(child.id()));
+            thread::sleep(Duration::from_millis(20));
+        };
+        let bytes = |of: &str| std::fs::metadata(folder.join(of).join("database")).map_or(0, |file| file.len());
+        let sizes = format!("the database has {} and had {}", mib(bytes("restored")), mib(bytes("data")));
+        self.line("restore, in a process of its own", peak, 0.0, began.elapsed().as_secs_f64(), sizes);
+        if !ended.success() {
+            return Err(io::Error::other("the restore failed"));
+        }
+        let room = self.room.clone();
+        alice.call(
+            "POST",
+            &format!("/_matrix/client/v3/rooms/{}/leave", percent_encode(&room)),
+            Some(&serde_json::json!({})),
+        )?;
+        let before = bytes("data");
+        self.beside_chat("removing the room", |_| {
+            run(&["purge", "room", &room])?;
+            let began = Instant::now();
+            while !run(&["purge"])?.contains("No room is being removed") {
+                if began.elapsed() > Duration::from_secs(3600) {
+                    return Err(io::Error::other("the room is not removed after an hour"));
+                }
+                thread::sleep(Duration::from_secs(1));
+            }
+            Ok(String::new())
+        })?;
+        let after = bytes("data");
+        self.snug.stop()?;
+        let said = run(&["compact"])?;
+        let sizes =
+            format!("{} before, {} after, {} once compacted ({said})", mib(before), mib(after), mib(bytes("data")));
+        self.line("the database's file", 0, 0.0, 0.0, sizes);
+        self.snug.run()
+    }
+
+    /// Runs `work` while two others chat, and notes how they fared.
+    fn beside_chat(&mut self, what: &str, work: impl FnOnce(&mut Self) -> io::Result<String>) -> io::Result<()> {
+        let chat = Chat::start(&self.snug)?;
+        self.measured(what, |bench| Ok(((), work(bench)?)))?;
+        let chatted = chat.stop()?;
+        let (sends, syncs) = (&chatted.sends, &chatted.syncs);
+        let note = format!(
+            "{} messages: send p50 {:.0} p99 {:.0} longest {:.0} ms; sync p50 {:.0} p99 {:.0} longest {:.0} ms",
+            sends.len(),
+            at(sends, 50),
+            at(sends, 99),
+            at(sends, 100),
+            at(syncs, 50),
+            at(syncs, 99),
+            at(syncs, 100),
+        );
+        Ok(self.line("another room meanwhile", 0, 0.0, 0.0, note))
+    }
+
     fn joined(&self, person: &mut Person, room: &str) -> io::Result<bool> {
         let answer = person.call("GET", "/_matrix/client/v3/joined_rooms", None)?;
         Ok(answer["joined_rooms"].as_array().is_some_and(|rooms| rooms.iter().any(|it| it == room)))
@@ -564,6 +657,13 @@ impl Bench {
             println!("| {} | {peak} | {} | {} | {note} |", what.trim(), seconds(*cpu), seconds(*wall));
         }
     }
+}
+
+/// The most that a process had resident so far.
+fn resident_peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap_or(0) << 10
 }
 
 fn mib(bytes: u64) -> String {

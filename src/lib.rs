@@ -13,6 +13,7 @@ pub mod room; //       everything that changes or reads a room
 pub mod user; //       accounts and devices
 pub mod media; //      files
 pub mod deliver; //    getting things out
+pub mod backup; //     copies of the whole server, and reading them
 pub mod flow; //       procedures that span rooms and users
 pub mod http; //       the front hall
 pub mod certificates; // those the server gets or makes by itself

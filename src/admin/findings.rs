@@ -12,7 +12,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Admin, error::Error};
-use crate::base::{Doing, Status, Workers, blocking, bounded, caught, span};
+use crate::backup;
+use crate::base::{Doing, Status, Workers, blocking, bounded, caught, date, span};
 use crate::budget::{Account, WhenEmpty};
 use crate::certificates::ending;
 use crate::http::{Request, Response};
@@ -61,6 +62,8 @@ const REFUSED_LATELY: Duration = Duration::from_secs(3600);
 /// A worker is said to fail after so many failures without anything done between them, and while the last is younger.
 const FAILURES_MIN: u32 = 3;
 const FAILED_LATELY_MS: u64 = 24 * 3_600_000;
+/// For so long it is said that a server was restored.
+const RESTORED_LATELY_MS: u64 = 7 * 24 * 3_600_000;
 /// Characters of a worker's error.
 const ERROR_CHARS_MAX: usize = 200;
 /// Accounts named in one sentence.
@@ -76,6 +79,7 @@ pub async fn findings(admin: &Arc<Admin>) -> Vec<Finding> {
         found.extend(workers(&below.workers, below.clock.now_ms()));
         found.extend(memory(below.budget.accounts()));
         found.extend(certificates(&below));
+        found.extend(below.backups.status().map(|status| backups(&status, below.clock.now_ms())).unwrap_or_default());
         found
     });
     let mut found = looked.await;
@@ -91,6 +95,36 @@ fn looked_at(source: &Source) -> Vec<Finding> {
         tracing::error!("a source of findings panicked: {why}");
         vec![Finding::warning("program", format!("A fault of the program hides something here: {why}."))]
     })
+}
+
+/// Backups that failed, or are old, where some are to be made; and that this is a restored server.
+fn backups(status: &backup::Status, now_ms: u64) -> Vec<Finding> {
+    let (mut found, noted) = (Vec::new(), &status.noted);
+    let age = noted.made_ms.map(|made| now_ms.saturating_sub(made));
+    let last = age.map_or("There is none yet.".to_owned(), |age| format!("The last one is {} old.", span(age)));
+    if status.is_scheduled && status.running.is_none() {
+        match &noted.why {
+            Some(why) => {
+                let why = bounded(why, ERROR_CHARS_MAX);
+                found.push(Finding::warning("backup", format!("The last backup failed: {why}. {last}")));
+            }
+            None if age.is_some_and(|age| age > backup::OLD_MS) => {
+                found.push(Finding::warning("backup", format!("No backup was made when one was due. {last}")));
+            }
+            None => {}
+        }
+    }
+    if let (Some(at), Some(from)) = (noted.restored_ms, noted.restored_from_ms)
+        && now_ms.saturating_sub(at) < RESTORED_LATELY_MS
+    {
+        let ago = span(now_ms.saturating_sub(at));
+        let sentence = format!(
+            "This server was restored {ago} ago from a backup of {}: sessions, passwords and keys are as they were then.",
+            date(from)
+        );
+        found.push(Finding::note("restored", sentence));
+    }
+    found
 }
 
 /// `GET /findings`: the list for the commands.

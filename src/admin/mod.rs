@@ -1,5 +1,5 @@
 //! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug media`, `snug reports`, `snug notice`,
-//! `snug budget` and `snug workers`, and the pages for a browser.
+//! `snug backup`, `snug budget` and `snug workers`, and the pages for a browser.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
@@ -7,6 +7,7 @@
 //! `reload.rs`, `addresses.rs`, `certificates.rs`, then `pages/`.
 
 mod addresses;
+mod backup;
 mod budget;
 mod certificates;
 mod error;
@@ -17,6 +18,7 @@ mod metrics;
 mod notices;
 mod openmetrics;
 mod pages;
+mod purge;
 mod reload;
 mod reports;
 mod rooms;
@@ -29,6 +31,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use serde::Serialize;
 
+use crate::backup::Backups;
 use crate::base::{Clock, Live, Random, Workers};
 use crate::budget::Budget;
 use crate::certificates::Certificates;
@@ -72,6 +75,7 @@ pub struct Admin {
     pub rooms: Rooms,
     pub media: Media,
     pub notices: Notices,
+    pub backups: Backups,
     pub sender: Sender,
     pub remote: Remote,
     pub told: ServiceSender,
@@ -120,6 +124,12 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/rooms", rooms::list)
         .post("/rooms/{room}/allow", rooms::allow)
         .post("/rooms/{room}/cancel", rooms::cancel)
+        .post("/rooms/{room}/purge", purge::room)
+        .get("/purge", purge::list)
+        .post("/purge/left", purge::left)
+        .post("/purge/history", purge::history)
+        .post("/purge/devices", purge::devices)
+        .get("/disk", purge::disk)
         .get("/reports", reports::list)
         .post("/reports/{number}/remove", reports::remove)
         .get("/media", media::usage)
@@ -127,6 +137,9 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/media/{server}/{media_id}/remove", media::remove)
         .get("/appservices", services::list)
         .post("/appservices/reload", services::reload)
+        .get("/backup", backup::status)
+        .post("/backup", backup::make)
+        .post("/backup/cancel", backup::cancel)
         .get("/budget", budget::table)
         .get("/workers", workers::list)
         .get("/findings", findings::list)

@@ -33,6 +33,7 @@ pub const ACCOUNTS: &[&str] = &[
     "media",
     "password_hashing",
     "pictures",
+    "backup",
     "admin",
 ];
 

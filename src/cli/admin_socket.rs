@@ -23,6 +23,8 @@ use crate::serve::{self, SOCKET, Server};
 
 /// How long a command waits. Hashing a password takes some seconds on a small board, and may have to wait for others.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The same for work on all of the database.
+const LONG_PATIENCE: Duration = Duration::from_secs(24 * 3600);
 /// The longest answer. A page of rows is far smaller.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -105,6 +107,16 @@ impl Local {
 
     pub fn post(&mut self, path: &str, body: Value) -> Result<Value, String> {
         self.ask("POST", path, body.to_string().into())
+    }
+
+    /// What may take as long as the database is large.
+    pub fn post_long(&mut self, path: &str, body: Value) -> Result<Value, String> {
+        self.ask_for(LONG_PATIENCE, "POST", path, body.to_string().into())
+    }
+
+    /// Lets time pass; a server in this process works meanwhile.
+    pub fn wait(&mut self, length: Duration) {
+        self.runtime.block_on(Clock::real().sleep(length));
     }
 
     /// Every page of a list, in order.

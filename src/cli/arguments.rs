@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use ruma::OwnedServerName;
 
 /// A Matrix homeserver that never outgrows the memory it was given.
@@ -97,6 +97,46 @@ The text is read from standard input when it is -.")]
     /// Bridges and other application services: add, list, remove, token
     #[command(subcommand)]
     Appservice(ServiceCommand),
+    /// Remove what is not needed for good: rooms that nobody here is in, one room, files of other servers
+    #[command(after_help = "Examples:
+  snug purge                                 what is being removed, and how far it is
+  snug purge left                            all rooms that nobody here is in or invited to
+  snug purge room '!big:example.org'         one of them
+  snug purge room '!big:example.org' --force people here leave it first
+  snug purge history --days 365              messages of all rooms that are older than a year
+  snug purge devices --unused-days 365       sessions that nobody used for a year
+  snug purge media --unused-days 30          what is kept of other servers and nobody asked for
+What is removed goes in small steps while the server runs, and goes on after a restart.")]
+    Purge {
+        #[command(subcommand)]
+        command: Option<PurgeCommand>,
+    },
+    /// What takes the space: files, the tables of the database, the largest rooms
+    #[command(after_help = "Example:
+  snug disk
+It reads all of the database, some thousand rows at a time.")]
+    Disk,
+    /// Copy the whole server to a folder or one file while it runs: list, verify, status, cancel
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "Examples:
+  snug backup /mnt/disk/snug                        into a folder, where each file is once for all backups
+  snug backup /mnt/disk/snug --passphrase           sealed to a passphrase, which is asked for
+  snug backup /mnt/disk/snug --recipient age1…      sealed to an identity of age
+  snug backup /mnt/disk/snug.tar.zst                in one file
+  snug backup list /mnt/disk/snug
+  snug backup verify /mnt/disk/snug                 reads all of it again
+The server's user must be able to write there. The database, media, keys and settings are in it; certificates are not. An
+interrupted backup to a folder goes on where it was. [backup] in the config file makes one each day."
+    )]
+    Backup(Backup),
+    /// Bring a server back from a backup, into an empty data folder
+    #[command(after_help = "Examples:
+  sudo -u snug snug restore /mnt/disk/snug --data-dir /var/lib/snug
+  snug restore /mnt/disk/snug --at 2026-11-30T002517Z --data-dir ./snug-data
+  snug restore snug.tar.zst.age --identity key.txt --data-dir ./snug-data
+Everything is compared with what was written before any of it counts. It says what being restored means for devices and keys.")]
+    Restore(Restore),
     /// The memory budget as a table; of a running server also what is in use, and the most that was
     #[command(after_help = "Examples:
   snug budget                      of the running server, or the one it would have
@@ -142,6 +182,99 @@ takes longer.")]
     #[command(after_help = "Example:
   snug sample-config > snug.toml")]
     SampleConfig,
+}
+
+#[derive(Subcommand)]
+pub enum PurgeCommand {
+    /// Every room that nobody here is in or invited to, with its history
+    Left,
+    /// One room
+    Room {
+        room: String,
+        /// People of this server leave it first
+        #[arg(long)]
+        force: bool,
+    },
+    /// Devices that nobody used for so many days, with what waits for them; whoever uses one again has to log in
+    Devices {
+        #[arg(long, value_name = "DAYS")]
+        unused_days: u32,
+    },
+    /// Messages older than so many days, of one room or of all; names, members and such stay
+    History {
+        /// One room; otherwise all that people here are in
+        room: Option<String>,
+        #[arg(long, value_name = "DAYS")]
+        days: u32,
+    },
+    /// Files of other servers; they are fetched again when somebody asks for them
+    Media {
+        /// Only what nobody asked for in as many days
+        #[arg(long, value_name = "DAYS", default_value_t = 0)]
+        unused_days: u32,
+    },
+}
+
+#[derive(Args)]
+pub struct Backup {
+    #[command(subcommand)]
+    pub command: Option<BackupCommand>,
+    /// A folder, or a file that ends with .tar.zst (.tar.zst.age when sealed)
+    pub target: Option<PathBuf>,
+    /// Which files: own (those people here uploaded), all, or none
+    #[arg(long, value_name = "WHICH", default_value = "own", value_parser = ["own", "all", "none"])]
+    pub media: String,
+    /// Seal it to a recipient of age
+    #[arg(long, value_name = "AGE1…")]
+    pub recipient: Option<String>,
+    /// Seal it to a passphrase, which is asked for or read from standard input
+    #[arg(long, conflicts_with = "recipient")]
+    pub passphrase: bool,
+    /// Seal it to the passphrase in a file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["recipient", "passphrase"])]
+    pub passphrase_file: Option<PathBuf>,
+    /// Remove backups of the folder that are older, but never the newest
+    #[arg(long, value_name = "DAYS")]
+    pub keep_days: Option<u32>,
+}
+
+#[derive(Subcommand)]
+pub enum BackupCommand {
+    /// The backups of a folder
+    List { target: PathBuf },
+    /// Read all of a backup, and compare it with what was written
+    Verify {
+        /// The folder or file
+        source: PathBuf,
+        /// Which backup of a folder [default: the newest]
+        #[arg(long, value_name = "TIME")]
+        at: Option<String>,
+        /// What opens a sealed one: a file with an identity of age
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+        /// A file with its passphrase
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// The backup that is being made, and when the last one was
+    Status,
+    /// End the backup that is being made
+    Cancel,
+}
+
+#[derive(Args)]
+pub struct Restore {
+    /// The folder or file
+    pub source: PathBuf,
+    /// Which backup of a folder [default: the newest]
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+    /// What opens a sealed one: a file with an identity of age
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// A file with its passphrase
+    #[arg(long, value_name = "FILE")]
+    pub passphrase_file: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]

@@ -64,7 +64,7 @@ fn usage(local: &mut Local) -> Result<String, String> {
     Ok(out)
 }
 
-fn remove_remote(local: &mut Local, unused_days: u32) -> Result<String, String> {
+pub fn remove_remote(local: &mut Local, unused_days: u32) -> Result<String, String> {
     let done = local.post("/media/remove-remote", json!({ "unused_days": unused_days }))?;
     let number = |field: &str| done[field].as_u64().unwrap_or(0);
     Ok(match number("count") {

@@ -5,8 +5,10 @@
 mod check;
 mod admin_socket;
 mod arguments;
+mod backup;
 mod media;
 mod notices;
+mod purge;
 mod reports;
 mod rooms;
 mod services;
@@ -58,6 +60,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Media { command } => media::media(&overrides, command),
         Command::Notice { all, words } => notices::notice(&overrides, all, words),
         Command::Appservice(command) => services::run(&overrides, command),
+        Command::Backup(given) => backup::backup(&overrides, given),
+        Command::Restore(given) => backup::restore(&overrides, given),
+        Command::Purge { command } => purge::purge(&overrides, command),
+        Command::Disk => purge::disk(&overrides),
         Command::Budget => budget(&overrides),
         Command::Workers => workers::workers(&overrides),
         Command::Reload => reload(&overrides),

@@ -85,6 +85,7 @@ pub async fn changes(client: Arc<Client>, request: Request) -> Result<Response, 
             .ok_or_else(|| ErrorResponse::invalid_param(format!("The query parameter {name} is missing or not valid")))
     };
     let (from, to) = (place("from")?, place("to")?);
+    let from = client.rooms.before_loss(from).unwrap_or(from);
     let grant = client.budget.account("response_bodies").take(ANSWER_BYTES).await?;
     let own = blocking(move || {
         let read = Arc::new(client.rooms.read()?);

@@ -24,6 +24,7 @@ use push::Push;
 use rooms::Rooms;
 use setting::{address, own_name, server_name, write_settings};
 
+mod backup;
 mod calls;
 mod certificates;
 mod client;
@@ -77,6 +78,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         calls::SETTINGS,
         notices::SETTINGS,
         terms::SETTINGS,
+        backup::SETTINGS,
         support::SETTINGS,
     ]
     .into_iter()
@@ -124,6 +126,8 @@ pub struct Config {
     pub notices: Notices,
     /// Files of application services, and folders of such.
     pub appservices: Vec<PathBuf>,
+    /// Backups that are made each day.
+    pub backup: crate::backup::Options,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
     /// What the file says, as it is written there, by the name of the setting.
@@ -286,6 +290,9 @@ impl Config {
         if self.listen.is_empty() {
             return Err(Error::of("listen", "needs at least one address, or no app can connect"));
         }
+        if self.backup.recipient.is_some() && self.backup.passphrase_file.is_some() {
+            return Err(Error::of("backup.recipient", "cannot be set together with backup.passphrase_file"));
+        }
         if self.apps.registration == Registration::Token && self.apps.registration_tokens.is_empty() {
             let message = "\"token\" needs registration_tokens or registration_tokens_file with at least one token";
             return Err(Error::of("registration", message));
@@ -356,6 +363,7 @@ impl Default for Config {
             push: Push::default(),
             notices: Notices::default(),
             appservices: Vec::new(),
+            backup: crate::backup::Options::default(),
             secret_files: Vec::new(),
             written: BTreeMap::new(),
             overrides: Overrides::default(),

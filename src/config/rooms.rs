@@ -10,6 +10,10 @@ pub struct Rooms {
     pub admission: Policy,
     pub forget_left: bool,
     pub redacted_kept_days: Option<u32>,
+    pub history_days: Option<u32>,
+    pub retention_days_min: Option<u32>,
+    /// A room that everybody here has left and forgotten is removed.
+    pub purge_left: bool,
 }
 
 pub const SETTINGS: &[Setting] = &[
@@ -38,6 +42,30 @@ pub const SETTINGS: &[Setting] = &[
         "For how many days those who may delete messages in a room, and the administrators of this server in their rooms, can \
          still see what a message said that was deleted; some apps have a button for it. With 0 a deleted message is gone at once.",
         |config, given| Ok(config.rooms.redacted_kept_days = given.days()?),
+    )
+    .live(),
+    setting(
+        "rooms.history_days",
+        "0",
+        "Messages older than so many days are removed for good, in all rooms that people here are in; what a room needs to go on \
+         stays, such as names and members. They go once a day. With 0 they stay.",
+        |config, given| Ok(config.rooms.history_days = given.days()?),
+    )
+    .live(),
+    setting(
+        "rooms.retention_days_min",
+        "0",
+        "Whether a room may say itself how long its messages live (m.room.retention), but for no less than so many days, and no \
+         more than history_days where that is set. With 0 what rooms say does not count.",
+        |config, given| Ok(config.rooms.retention_days_min = given.days()?),
+    )
+    .live(),
+    setting(
+        "rooms.purge_left",
+        "false",
+        "Whether a room is removed for good, with all its messages, once everybody here has left and forgotten it; together with \
+         forget_left as soon as the last one leaves. Otherwise `snug purge left` does so.",
+        |config, given| Ok(config.rooms.purge_left = given.flag()?),
     )
     .live(),
     setting(

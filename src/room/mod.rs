@@ -57,6 +57,7 @@ mod neighbours;
 mod read;
 mod notify;
 mod operator;
+mod purge;
 mod receive;
 mod send;
 mod spaces;
@@ -155,6 +156,11 @@ struct Inner {
     forgets: AtomicBool,
     /// For how long moderators see what redacted events said.
     redacted_kept_ms: AtomicU64,
+    /// Which rooms and messages are removed by themselves.
+    keeping: purge::Keeping,
+    /// There is a room to remove, or state trees that no room has any more.
+    purge: tokio::sync::Notify,
+    sweep: tokio::sync::Notify,
     delays: delayed::Delays,
     leaving: Arc<guests::Leaving>,
     redactions: Arc<mass_redaction::Waiting>,
@@ -187,6 +193,9 @@ impl Rooms {
             intake,
             forgets: AtomicBool::new(false),
             redacted_kept_ms: AtomicU64::new(0),
+            keeping: purge::Keeping::default(),
+            purge: tokio::sync::Notify::new(),
+            sweep: tokio::sync::Notify::new(),
             delays: delayed::Delays::default(),
             leaving,
             redactions,

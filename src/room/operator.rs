@@ -11,10 +11,13 @@ use super::join::admission::{ASKED_ROOMS_MAX, Policy};
 use super::{Rooms, state};
 use crate::base::{blocking, bounded};
 use crate::store::RoomNum;
+use crate::store::tables::hex;
 use crate::store::tables::room::join;
 use crate::store::tables::room::join::{Allowed, Stage};
 use crate::store::tables::room::{self, Room, Status};
 
+/// Rows measured at once: some 100 ms on a small board.
+const MEASURED_MAX: u64 = 20_000;
 /// Characters of a room's name; its members choose its length. Control characters are spaces.
 const NAME_CHARS_MAX: usize = 100;
 
@@ -66,7 +69,40 @@ impl Rooms {
     }
 }
 
+/// What a part of a table takes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Disk {
+    pub table: &'static str,
+    pub rows: u64,
+    pub bytes: u64,
+    /// Where the next part begins; none behind the last table.
+    pub next: Option<String>,
+}
+
 impl Rooms {
+    /// What the rows of a table take, from a place on; at most [`MEASURED_MAX`] rows. None behind the last table.
+    pub async fn measure(&self, from: &str) -> Result<Option<Disk>> {
+        let (rooms, from) = (self.clone(), from.to_owned());
+        blocking(move || {
+            let (at, key) = from.split_once('-').unwrap_or(("0", ""));
+            let digit = |at: usize| key.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+            let key: Vec<u8> = (0..key.len()).step_by(2).map_while(digit).collect();
+            let measured = rooms.0.parts.store.measure((at.parse().unwrap_or(0), key), MEASURED_MAX)?;
+            Ok(measured.map(|found| Disk {
+                table: found.table,
+                rows: found.rows,
+                bytes: found.bytes,
+                next: found.next.map(|(at, key)| format!("{at}-{}", hex(&key))),
+            }))
+        })
+        .await
+    }
+
+    /// Bytes of the database's file.
+    pub fn database_bytes(&self) -> u64 {
+        self.0.parts.store.file_bytes()
+    }
+
     /// Whether this server knows a room, in it or not.
     pub async fn is_known(&self, room_id: &RoomId) -> Result<bool> {
         let room_id = room_id.to_owned();

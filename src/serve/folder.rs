@@ -25,6 +25,9 @@ const SIGNING_KEY: &str = "signing.key";
 const OLD_SIGNING_KEYS: &str = "old-signing-keys";
 const RESERVE: &str = "database.reserve";
 const JOURNAL: &str = "database.journal";
+/// Where a restore works until all of it was verified, and the mark that it was.
+pub(super) const RESTORING: &str = "restoring";
+pub(super) const VERIFIED: &str = "verified";
 /// The socket on which the running server takes commands.
 pub const SOCKET: &str = "admin.sock";
 
@@ -149,6 +152,39 @@ pub(super) fn make(folder: &Path) -> Result<(), Failed> {
     check_owner(folder)?;
     make_private(folder)?;
     make_private(&folder.join(MEDIA))
+}
+
+/// Moves what a restore has verified to its place, the database last. False when there is nothing to move. An error for a
+/// restore that was cut short before.
+pub(super) fn finish_restore(folder: &Path) -> Result<bool, Failed> {
+    let from = folder.join(RESTORING);
+    let verified = from.join(VERIFIED);
+    if !from.is_dir() {
+        return Ok(false);
+    }
+    if !verified.exists() {
+        let why = "a restore into this folder was cut short: run `snug restore` again, or remove this folder to begin a new \
+             server";
+        return Err(failed(from.display(), why));
+    }
+    let moved = || {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&from)? {
+            names.push(entry?.file_name());
+        }
+        names.retain(|name| name != VERIFIED);
+        // The settings first: a start in between knows its name. The database last: without it no server starts here.
+        names.sort_by_key(|name| (name == DATABASE, name != FILE_NAME));
+        for name in &names {
+            std::fs::rename(from.join(name), folder.join(name))?;
+        }
+        File::open(folder)?.sync_all()?;
+        std::fs::remove_file(&verified)?;
+        std::fs::remove_dir(&from)?;
+        File::open(folder)?.sync_all()
+    };
+    moved().map_err(|error: std::io::Error| failed(from.display(), error))?;
+    Ok(true)
 }
 
 /// Removes what an earlier run left in the scratch folder. The caller holds the database, so no other process uses

@@ -17,6 +17,8 @@ mod metrics;
 pub mod ports;
 mod push;
 mod reload;
+pub mod restore;
+mod restored;
 mod systemd;
 pub mod services;
 
@@ -33,6 +35,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
+use crate::backup::{self, Backups};
 use crate::base::{Clock, Lane, Live, Random, Worker, Workers};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::certificates::{Certificates, Source};
@@ -92,6 +95,9 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     }
     open_files(&config).iter().for_each(|open| tracing::warn!("{open}"));
     let runtime = runtime(&budget)?;
+    if folder::finish_restore(&config.data_dir)? {
+        return Err(Failed("a restore that was interrupted is finished now: start the server again".to_owned()));
+    }
     let done = runtime.block_on(async {
         let first = folder::first_file(&config)?;
         let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await?;
@@ -188,6 +194,7 @@ pub struct Server {
     /// Tells application services.
     pub told: ServiceSender,
     registrations: Arc<services::Files>,
+    pub backups: Backups,
     workers: Workers,
     config: Config,
     router: Arc<Router>,
@@ -230,6 +237,7 @@ impl Server {
     pub async fn build(config: &Config, clock: Clock, random: Random, budget: Budget) -> Result<Server, Failed> {
         let config = config.clone();
         let folder = &config.data_dir;
+        folder::finish_restore(folder)?;
         folder::make(folder)?;
         check_database(folder)?;
         if config.trust_clock {
@@ -269,6 +277,8 @@ impl Server {
         rooms.set_admission(config.rooms.admission);
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
         rooms.set_redacted_kept(config.rooms.redacted_kept_days);
+        rooms.set_purges_left_rooms(config.rooms.purge_left);
+        rooms.set_history_days(config.rooms.history_days, config.rooms.retention_days_min);
         rooms.set_search(config.search);
         rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         let users = Users::new(user::Parts {
@@ -286,6 +296,7 @@ impl Server {
             rooms.watch_calls(Arc::new(calls::AtLiveKit(users.clone())));
         }
         check_name(&store, &config)?;
+        restored::say(&store, &clock);
         let media = Media::new(media::Parts {
             store: store.clone(),
             clock: clock.clone(),
@@ -334,6 +345,7 @@ impl Server {
             registrations.load_and_say().await;
         }
 
+        let backups = Backups::new(backup_parts(&config, &store, &clock, &random, &budget), config.backup.clone());
         let notices = Notices::new(users.clone(), rooms.clone(), notice_options(&config));
         let mut router = Router::new();
         let folders = Folders::new(&budget);
@@ -401,6 +413,7 @@ impl Server {
             rooms: rooms.clone(),
             media: media.clone(),
             notices: notices.clone(),
+            backups: backups.clone(),
             sender: sender.clone(),
             remote: remote.clone(),
             told: told.clone(),
@@ -456,6 +469,7 @@ impl Server {
             pushes,
             told,
             registrations,
+            backups,
             workers,
             config,
             router: Arc::new(router),
@@ -582,6 +596,11 @@ impl Server {
             async move { rooms.keep_swept(&worker).await }
         }));
         let rooms = self.rooms.clone();
+        self.endless.push(self.worker("purge", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_purged(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
         self.endless.push(self.worker("redactions", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.redact_noted(&worker).await }
@@ -653,6 +672,21 @@ impl Server {
             let pushes = pushes.clone();
             async move { pushes.run(&worker).await }
         }));
+        if self.config.backup.target.is_some() {
+            let (backups, notices) = (self.backups.clone(), self.notices.clone());
+            self.endless.push(self.worker("backup", move |worker| {
+                let (backups, notices) = (backups.clone(), notices.clone());
+                async move {
+                    let tell = |text: String| {
+                        let notices = notices.clone();
+                        async move {
+                            notices.tell_administrators(&text).await;
+                        }
+                    };
+                    backups.keep(&worker, tell).await
+                }
+            }));
+        }
         if self.config.federation.enabled {
             let sender = self.sender.clone();
             self.working.push(self.worker("federation sender", move |worker| {
@@ -793,6 +827,23 @@ fn new_terms(config: &Config) -> Option<flow::NewTerms> {
     let (digest, page) = (terms.digest(), format!("{base}{}", client::TERMS_PATH));
     let new = flow::NewTerms { digest, page, required_to_send: terms.required_to_send };
     Some(new).filter(|_| terms.notice && !terms.is_empty())
+}
+
+/// Of a server that is built, and of none that runs: the same folder.
+fn backup_parts(config: &Config, store: &Store, clock: &Clock, random: &Random, budget: &Budget) -> backup::Parts {
+    let folder = std::path::absolute(&config.data_dir).unwrap_or_else(|_| config.data_dir.clone());
+    let is_outside = |file: &std::path::PathBuf| std::path::absolute(file).is_ok_and(|file| !file.starts_with(&folder));
+    backup::Parts {
+        store: store.clone(),
+        clock: clock.clone(),
+        random: random.clone(),
+        budget: budget.clone(),
+        server: config.server_name.to_string(),
+        media: folder.join(MEDIA),
+        scratch: folder.join(SCRATCH),
+        config_outside: config.file.clone().filter(is_outside),
+        folder,
+    }
 }
 
 fn notice_options(config: &Config) -> NoticeOptions {

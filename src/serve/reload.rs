@@ -75,6 +75,8 @@ impl Reloader {
         client.rooms.set_admission(config.rooms.admission);
         client.rooms.set_forgets_left_rooms(config.rooms.forget_left);
         client.rooms.set_redacted_kept(config.rooms.redacted_kept_days);
+        client.rooms.set_purges_left_rooms(config.rooms.purge_left);
+        client.rooms.set_history_days(config.rooms.history_days, config.rooms.retention_days_min);
         client.rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         client.users.set_presence_mode(config.apps.presence);
         client.users.set_calls(config.apps.calls.clone());

@@ -8,7 +8,7 @@ use super::{Error, Get, Position, Result, Write};
 /// The names of the counters in the row's order. On disk: append, never take one out.
 const NAMES: [&str; 7] = ["room", "event", "body", "user", "state_key", "state_node", "join"];
 
-const ROW: &[u8] = b"counters";
+pub(super) const ROW: &[u8] = b"counters";
 
 /// The position of the latest change, and the next number of each counter; the first number is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl Counters {
         w.put(&META, ROW, &row)
     }
 
-    fn decode(row: &[u8]) -> Option<Counters> {
+    pub(super) fn decode(row: &[u8]) -> Option<Counters> {
         let (position, rest) = row.split_at_checked(8)?;
         let mut counters = Counters { position: Position::from_key(position)?, ..Counters::NEW };
         let (numbers, []) = rest.as_chunks::<4>() else { return None };

@@ -57,6 +57,11 @@ pub trait Medium: Send + Sync + 'static {
     /// Bytes a file could still grow by.
     fn free_bytes(&self) -> io::Result<u64>;
 
+    /// Bytes of the database's file.
+    fn file_bytes(&self) -> io::Result<u64> {
+        Ok(0)
+    }
+
     /// Bytes of the whole card, free or not.
     fn total_bytes(&self) -> io::Result<u64> {
         Ok(u64::MAX)
@@ -146,6 +151,10 @@ impl Medium for FileMedium {
 
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(Card::at(self.folder())?.free_bytes)
+    }
+
+    fn file_bytes(&self) -> io::Result<u64> {
+        Ok(std::fs::metadata(&self.path)?.len())
     }
 
     fn total_bytes(&self) -> io::Result<u64> {

@@ -7,7 +7,7 @@ use super::{Error, Get, Result, Write, counters};
 pub const FORMAT: u32 = 3;
 /// The oldest format it can read: no released version wrote an older one.
 const OLDEST: u32 = 2;
-const FORMAT_ROW: &[u8] = b"format";
+pub(super) const FORMAT_ROW: &[u8] = b"format";
 
 /// One step for each format version; the first takes the oldest to the next. Each is one transaction with the change of the
 /// version number in it, so a power cut leaves the format before or after it.
@@ -34,8 +34,13 @@ pub(super) fn step(w: &mut Write) -> Result<bool> {
 /// The format of the database, one of those that can be read; `None` for a new one.
 pub(super) fn found(get: &impl Get) -> Result<Option<u32>> {
     let Some(row) = get.get(&META, FORMAT_ROW)? else { return Ok(None) };
-    match u32::from_be_bytes(row.try_into().map_err(|_| Error::corrupt(&META, FORMAT_ROW))?) {
-        found @ OLDEST..=FORMAT => Ok(Some(found)),
+    check(u32::from_be_bytes(row.try_into().map_err(|_| Error::corrupt(&META, FORMAT_ROW))?)).map(Some)
+}
+
+/// The format, if it can be read.
+pub(super) fn check(format: u32) -> Result<u32> {
+    match format {
+        OLDEST..=FORMAT => Ok(format),
         found => Err(Error::Version { found, known: FORMAT }),
     }
 }

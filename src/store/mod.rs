@@ -10,9 +10,11 @@
 //!
 //! Reading order: this file, `schema.rs`, `key_encoding.rs`, `row_encoding.rs`, `num.rs`, `access.rs` (reading and
 //! writing rows), `guard.rs` (pages that cannot be read), `writer.rs` (the writer, and opening again after a failure),
-//! `opening.rs`, `journal.rs` (changes before redb has them), `disk.rs`, `migrate.rs`, `survey.rs`, then `tables/`.
+//! `opening.rs`, `journal.rs` (changes before redb has them), `disk.rs`, `migrate.rs`, `survey.rs`, `copy.rs` (all rows, out of
+//! a database and into a new one), then `tables/`.
 
 mod access;
+pub mod copy;
 mod counters;
 mod disk;
 mod writer;
@@ -45,7 +47,7 @@ pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, User
 #[cfg(test)]
 pub(crate) use row_counts::RowCounts;
 pub use schema::Table;
-pub use survey::{Gap, Survey, TableFound};
+pub use survey::{Gap, Measured, Survey, TableFound};
 
 use crate::base::{Clock, Random};
 use writer::{Engine, Kind, Message, Typed};
@@ -217,6 +219,11 @@ impl Store {
         self.0.free_bytes()
     }
 
+    /// Bytes of the database's file.
+    pub fn file_bytes(&self) -> u64 {
+        self.0.file_bytes()
+    }
+
     /// Bytes of them that other servers' data may still use: the rest is for the household.
     pub fn spare_bytes(&self) -> u64 {
         self.0.spare_bytes()
@@ -236,6 +243,19 @@ impl Store {
     #[cfg(test)]
     pub(crate) fn take_counted(&self) -> RowCounts {
         self.0.take_counted()
+    }
+
+    /// A position that a token of an app has; none when it is of a time that was lost, since the database was restored from an
+    /// older copy. What came then is not here, and what is here may not be what the app was told.
+    pub fn known(&self, position: Position) -> Option<Position> {
+        let is_lost = |(from, to): &(Position, Position)| position > *from && position < *to;
+        (!self.0.lost().iter().any(is_lost)).then_some(position)
+    }
+
+    /// The position itself, or that of the copy for one of a lost time: everything up to there is as it was.
+    pub fn before_loss(&self, position: Position) -> Position {
+        let loss = self.0.lost().iter().find(|(from, to)| position > *from && position < *to);
+        loss.map_or(position, |(from, _)| *from)
     }
 
     /// How often the database had to be opened again since the start.

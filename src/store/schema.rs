@@ -30,7 +30,7 @@ impl Table {
 pub const META: Table = table(
     "meta",
     "store",
-    "name → value: format, hash_key, journal, time, counters (the position and each next number)",
+    "name → value: format, hash_key, journal, time, counters (the position and each next number), lost",
 );
 
 // ---- room: state trees and the numbers of state keys (tables/room/state_tree)
@@ -172,6 +172,10 @@ pub const PREVIEW: Table =
     table("preview", "media", "keyed hash128(URL) → JSON Preview of a link; `count` → u64 how many there are");
 pub const PREVIEW_END: Table = table("preview_end", "media", "u64 ms when it is over, key of preview → nothing");
 
+// ---- backup (tables/backups.rs)
+pub const BACKUP_NOTED: Table =
+    table("backup_noted", "backup", "`noted` → JSON: when backups were made, and that this server was restored");
+
 // ---- remote and deliver: other servers
 pub const SERVER_STANDING: Table =
     table("server_standing", "remote", "server name → failures in a row, when to ask again; only while it fails");
@@ -301,6 +305,9 @@ pub const SEARCH_GONE: Table =
 pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
 pub const STAGED: Table = table("staged", "room", "join number, batch → what the batch stored; gone after the join");
 
+pub const PURGE: Table =
+    table("purge", "room", "RoomNum → JSON Purge: a room that is being removed for good").shaped(Shape::Key4);
+
 pub const ROOM_ALLOWED: Table =
     table("room_allowed", "room", "room id → JSON: a large room an admin allowed, or somebody asked for");
 
@@ -377,6 +384,7 @@ pub const TABLES: &[&Table] = &[
     &THUMBNAIL,
     &PREVIEW,
     &PREVIEW_END,
+    &BACKUP_NOTED,
     &SERVER_STANDING,
     &SERVER_CURSOR,
     &SERVICE,
@@ -426,6 +434,7 @@ pub const TABLES: &[&Table] = &[
     &SEARCH_GONE,
     &JOIN,
     &STAGED,
+    &PURGE,
     &ROOM_ALLOWED,
     &OUTBOX,
     &FOLLOWER,

@@ -32,6 +32,19 @@ pub enum Shape {
     Key12,
 }
 
+impl Shape {
+    /// Whether a row has these lengths.
+    pub(super) fn fits(self, key: &[u8], value: &[u8]) -> bool {
+        match self {
+            Shape::Free => true,
+            Shape::Key4 => key.len() == 4,
+            Shape::Key9Value4 => key.len() == 9 && value.len() == 4,
+            Shape::Key10 => key.len() == 10 && value.is_empty(),
+            Shape::Key12 => key.len() == 12 && value.is_empty(),
+        }
+    }
+}
+
 /// Bytes of one length.
 #[derive(Debug)]
 struct Exactly<const N: usize>;

@@ -103,6 +103,37 @@ impl Store {
     }
 }
 
+/// What a part of a table's rows takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    pub table: &'static str,
+    pub rows: u64,
+    /// Bytes of keys and values; pages and what is free in them come on top.
+    pub bytes: u64,
+    /// Where the next part begins: the table's place in the schema, and the last key.
+    pub next: Option<(usize, Vec<u8>)>,
+}
+
+impl Store {
+    /// Measures at most `rows_max` rows of one table, from a place on; none behind the last table.
+    pub fn measure(&self, from: (usize, Vec<u8>), rows_max: u64) -> Result<Option<Measured>> {
+        let (at, after) = from;
+        let Some(table) = TABLES.get(at) else { return Ok(None) };
+        let (mut rows, mut bytes, mut last) = (0, 0, None);
+        let start = if after.is_empty() { after } else { [&after[..], &[0]].concat() };
+        self.read()?.range(table, &start, None, false, &mut |key, value| {
+            (rows, bytes) = (rows + 1, bytes + (key.len() + value.len()) as u64);
+            if rows == rows_max {
+                last = Some(key.to_vec());
+                return Ok(ControlFlow::Break(()));
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        let next = Some(last.map_or((at + 1, Vec::new()), |last| (at, last)));
+        Ok(Some(Measured { table: table.name, rows, bytes, next }))
+    }
+}
+
 fn of_table(read: &Read, table: &'static Table) -> TableFound {
     let mut found = TableFound::nothing(table);
     match read.table(table) {

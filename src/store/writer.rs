@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 use tracing::Span;
 
 use super::access::{Read, Write};
+use super::copy::{self, Lost};
 use super::disk::{FREE_BYTES_MIN, Medium, Spare};
 use super::journal::{Journal, PLACE_ROW, Record};
 use super::opening::{self, Beside, How, Open, shut};
@@ -73,6 +74,7 @@ pub enum Status {
 pub(super) struct Engine {
     shared: Arc<Shared>,
     queue: mpsc::Sender<Message>,
+    lost: Lost,
 }
 
 struct Shared {
@@ -126,7 +128,15 @@ impl Engine {
             .stack_size(options.stack_bytes)
             .spawn(move || writer.run())
             .map_err(|failed| Error::from_io(&failed))?;
-        Ok(Engine { shared, queue })
+        let mut engine = Engine { shared, queue, lost: Lost::new() };
+        // Rows that cannot be read tell of no loss; the database is read for what it has.
+        engine.lost = engine.read().and_then(|read| copy::lost(&read)).unwrap_or_default();
+        Ok(engine)
+    }
+
+    /// The times that were lost when the database was restored.
+    pub(super) fn lost(&self) -> &Lost {
+        &self.lost
     }
 
     pub(super) fn queue(&self) -> &mpsc::Sender<Message> {
@@ -156,6 +166,10 @@ impl Engine {
 
     pub(super) fn free_bytes(&self) -> u64 {
         self.shared.free_bytes()
+    }
+
+    pub(super) fn file_bytes(&self) -> u64 {
+        self.shared.medium.file_bytes().unwrap_or(0)
     }
 
     pub(super) fn total_bytes(&self) -> u64 {

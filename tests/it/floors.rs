@@ -42,6 +42,7 @@ const FLOORS: &[Floors] = &[
             ("days", "error"),
             ("delayed", "error"),
             ("mass_redaction", "error lock state append"),
+            ("purge", "error state append membership"),
             ("operator", "error lock ignored state join"),
             ("inspect", "error state"),
             ("neighbours", "error state"),
@@ -67,6 +68,7 @@ const FLOORS: &[Floors] = &[
         may_name: &[
             ("user", ""),
             ("server", ""),
+            ("backups", ""),
             ("thumbnail", ""),
             ("media", "thumbnail"),
             ("preview", ""),

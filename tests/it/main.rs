@@ -32,6 +32,7 @@ mod pages;
 mod watching;
 mod previews;
 mod push;
+mod restore;
 mod threads;
 mod terms;
 mod tidy;

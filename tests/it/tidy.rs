@@ -24,12 +24,13 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("deliver", "base budget store matrix feed remote"),
     ("media", "base budget store matrix remote"),
     ("certificates", "base budget remote http"),
+    ("backup", "base budget store"),
     ("flow", "base budget matrix user room media"),
     ("federation", "base budget matrix remote user room media http"),
     ("client", "base budget matrix feed user room media flow http"),
     ("web", "base budget http"),
-    ("admin", "base budget matrix remote user room media deliver flow http certificates"),
-    ("config", "budget room media client http web certificates"),
+    ("admin", "base budget matrix remote user room media deliver backup flow http certificates"),
+    ("config", "budget room media backup client http web certificates"),
 ];
 /// The start names everything.
 const TOP: &[&str] = &["main", "lib", "cli", "serve"];

@@ -35,6 +35,11 @@ const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membershi
 impl Rooms {
     /// Joins a room; through another server when this server is not in it. Returns when the room can be used.
     pub async fn join(&self, user: &UserId, room_id: &RoomId, mut joining: Joining) -> Result<()> {
+        if self.is_purging(room_id).await? {
+            return Err(Error::Forbidden(
+                "That room is being removed from this server: try again in some minutes".to_owned(),
+            ));
+        }
         while !is_resident(self, room_id).await? {
             match join::from_outside(self, user, room_id, joining).await? {
                 Some(again) => joining = again,

@@ -18,6 +18,7 @@ use crate::store::tables::room::event_row::{Root, Row};
 use crate::store::tables::room::{self, Room, event};
 use crate::store::{self, EventNum, Position, Read, RoomNum, UserNum};
 use event_json::{Detail, Format};
+use token::SyncToken;
 use visibility::Viewer;
 
 pub mod event_json;
@@ -48,6 +49,19 @@ pub struct Reader {
 }
 
 impl Rooms {
+    /// The token from which an app is told everything anew, when its own is of a time that was lost: this server was restored
+    /// from a backup that is older.
+    pub fn before_loss(&self, token: SyncToken) -> Option<SyncToken> {
+        let store = &self.0.parts.store;
+        let at = store.before_loss(token.at);
+        (at != token.at).then(|| SyncToken { at, typing: 0, messages: store.before_loss(token.messages), presence: 0 })
+    }
+
+    /// Whether a position was told in a time that was lost.
+    pub fn is_lost(&self, position: Position) -> bool {
+        self.0.parts.store.known(position).is_none()
+    }
+
     /// One event; `NotFound` when it does not exist or the reader may not see it or its room.
     pub async fn event(&self, reader: &Reader, room_id: &RoomId, event_id: &EventId) -> Result<Vec<u8>> {
         let event_id = event_id.to_owned();

@@ -39,14 +39,21 @@ impl Rooms {
         let mut pause = FIRST;
         loop {
             worker.idle_for(pause);
-            self.0.parts.clock.sleep(pause).await;
+            let is_wanted = tokio::select! {
+                () = self.0.parts.clock.sleep(pause) => false,
+                () = self.0.sweep.notified() => true,
+            };
             pause = EVERY;
             worker.works_on("looking for unused state nodes");
             if let Err(failed) = forget_redacted(self).await {
                 tracing::warn!(%failed, "what redacted events said could not be removed; this is tried again tomorrow");
                 worker.failed(failed);
             }
-            match sweep_if_worthwhile(self).await {
+            let swept = match is_wanted {
+                true => sweep(self).await,
+                false => sweep_if_worthwhile(self).await,
+            };
+            match swept {
                 Ok(Some(freed)) => {
                     tracing::info!(freed, "unused state nodes were freed");
                     worker.done(freed);

@@ -151,6 +151,28 @@ pub fn of_server(get: &impl Get, server: &str, after: &str, most: usize) -> Resu
     Ok(found)
 }
 
+/// At most `most` files behind `after`, in the order of their names.
+pub fn files_after(get: &impl Get, after: &str, most: usize) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    get.range(&MEDIA_FILE, &[after.as_bytes(), &[0]].concat(), None, false, &mut |key, _| {
+        found.push(String::from_utf8(key.to_vec()).map_err(|_| Error::corrupt(&MEDIA_FILE, key))?);
+        Ok(if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(found)
+}
+
+/// At most `most` media ids of any server behind `after`, with what each means.
+pub fn ids_after(get: &impl Get, after: Option<&Remote>, most: usize) -> Result<Vec<(Remote, Media)>> {
+    let from = after.map_or(Vec::new(), |after| [&row(&after.server, &after.media_id)[..], &[0]].concat());
+    let mut found = Vec::new();
+    get.range(&MEDIA, &from, None, false, &mut |key, value| {
+        let (server, media_id) = parted(key).ok_or_else(|| Error::corrupt(&MEDIA, key))?;
+        found.push((Remote { server, media_id }, tables::parse(&MEDIA, key, value)?));
+        Ok(if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(found)
+}
+
 /// Notes that the file is about to get its place, unless something refers to it already.
 pub fn expect_file(w: &mut Write<'_>, file: &str) -> Result<()> {
     match file_uses(w, file)? {

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Error, Get, Position, Result, Table, Write};
 
+pub mod backups;
 pub mod media;
 pub mod preview;
 pub mod room;

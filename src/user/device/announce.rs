@@ -34,6 +34,15 @@ pub(in crate::user) fn device_changed(
     tell(w, server, user, user_id, "m.device_list_update", content)
 }
 
+/// After the server was restored from a backup: tells everybody who shares a room that a user's devices may be others than
+/// they know. The position before is not the one they have, so that other servers ask for the whole list.
+pub fn restored(w: &mut Write<'_>, server: &ServerName, user: UserNum, user_id: &UserId) -> Result<(), Error> {
+    match device::ids(w, user)?.first() {
+        Some(device_id) => device_changed(w, server, user, user_id, device_id),
+        None => Ok(()),
+    }
+}
+
 /// Records a device's removal, and tells the users who share a room.
 pub fn device_gone(
     w: &mut Write<'_>,

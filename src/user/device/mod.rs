@@ -19,6 +19,7 @@ pub mod dehydrated;
 pub mod keys;
 pub mod to_device;
 pub mod announce;
+mod unused;
 pub mod key_claim;
 pub mod key_answer;
 pub mod key_query;

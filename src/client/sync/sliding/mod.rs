@@ -137,7 +137,7 @@ async fn query(
             let view = reading.rooms.sync_view(reader(&of))?;
             let since = asked.pos;
             // A position from the future comes from a database that was since restored.
-            if since.is_some_and(|since| since.at > view.now.at) {
+            if since.is_some_and(|since| since.at > view.now.at || reading.rooms.is_lost(since.at)) {
                 return Err(unknown_pos().into());
             }
             let num = since.map(|since| since.num);

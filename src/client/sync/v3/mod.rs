@@ -108,12 +108,15 @@ async fn query(client: &Client, request: &Request) -> Result<Query, Error> {
         ),
         None => None,
     };
+    // Told by the server as it was before it was restored: everything is told anew.
+    let lost = since.and_then(|since| client.rooms.before_loss(since));
     let timeout = request.query_as::<u64>("timeout")?.unwrap_or(0).min(TIMEOUT_MS_MAX);
     let syncing = super::presence::begin(client, &requester, request.query("set_presence")).await?;
+    let since = lost.or(since);
     Ok(Query {
         since,
         looked_upto: since,
-        full_state: request.query_as("full_state")?.unwrap_or(false),
+        full_state: request.query_as("full_state")?.unwrap_or(false) || lost.is_some(),
         state_after: state_after(request)?,
         filter: Arc::new(filter(client, &requester, request).await?),
         timeout: Duration::from_millis(timeout),

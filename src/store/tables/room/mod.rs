@@ -14,6 +14,7 @@ pub mod event;
 pub mod event_pile;
 pub mod event_set;
 pub mod mass_redaction;
+pub mod purge;
 pub mod member;
 pub mod receipt;
 pub mod relation;

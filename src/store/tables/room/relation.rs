@@ -50,6 +50,11 @@ pub fn remove(w: &mut Write, room: RoomNum, target: EventNum, rel: Rel, order: i
     Ok(())
 }
 
+/// Forgets at most `most` relations to an event that is removed.
+pub fn remove_all(w: &mut Write, room: RoomNum, target: EventNum, most: usize) -> Result<usize> {
+    w.remove_prefix(&RELATION, &key(room, target, Rel::OTHER, i64::MIN)[..8], most)
+}
+
 /// Visits the events related to `target`, of one type or all, oldest first within a type.
 pub fn list(
     get: &impl Get,

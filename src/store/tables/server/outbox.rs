@@ -107,6 +107,16 @@ pub fn list_after(
     })
 }
 
+/// Whether the log has an event of a room that is still to be sent. Bounded by the log.
+pub fn has_room(get: &impl Get, room: RoomNum) -> Result<bool> {
+    let mut has = false;
+    list_after(get, Position(0), &mut |_, row| {
+        has = matches!(&row, Outbound::Event { room: of, .. } if *of == room);
+        Ok(if has { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(has)
+}
+
 /// The newest row's position; a new destination begins behind it.
 pub fn newest(get: &impl Get) -> Result<Option<Position>> {
     let mut newest = None;

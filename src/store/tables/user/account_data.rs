@@ -150,6 +150,22 @@ pub fn remove_user(w: &mut Write<'_>, user: UserNum) -> Result<()> {
     tables::remove_all(w, &ACCOUNT_DATA_LOG, &user.to_key())
 }
 
+/// Forgets what a user has for a room that is removed. A handful of rows. Answers how many.
+pub fn remove_room(w: &mut Write<'_>, user: UserNum, room: RoomNum) -> Result<usize> {
+    let (mut kinds, prefix) = (Vec::new(), [user.to_key(), room.to_key()].concat());
+    w.prefix(&ACCOUNT_DATA, &prefix, &mut |key, value| {
+        let corrupt = || Error::corrupt(&ACCOUNT_DATA, key);
+        let at = value.get(..8).ok_or_else(corrupt)?.to_vec();
+        kinds.push((key.to_vec(), at));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for (key, at) in &kinds {
+        w.remove(&ACCOUNT_DATA_LOG, &[&user.to_key()[..], at].concat())?;
+        w.remove(&ACCOUNT_DATA, key)?;
+    }
+    Ok(2 * kinds.len())
+}
+
 fn row(user: UserNum, room: RoomNum, kind: &str) -> Vec<u8> {
     [&user.to_key()[..], &room.to_key()[..], kind.as_bytes()].concat()
 }

@@ -136,6 +136,20 @@ pub fn set_fallback(
     tables::put_json(w, &FALLBACK_KEY, &fallback_row(user, device_id, algorithm), key)
 }
 
+/// Marks at most `most` fallback keys behind a row as used, so that their apps upload new ones. Answers the last row.
+pub fn use_fallbacks(w: &mut Write<'_>, after: &[u8], most: usize) -> Result<Option<Vec<u8>>> {
+    let (mut found, from) = (Vec::new(), [after, &[0]].concat());
+    w.range(&FALLBACK_KEY, if after.is_empty() { after } else { &from }, None, false, &mut |row, value| {
+        found.push((row.to_vec(), tables::parse::<FallbackKey>(&FALLBACK_KEY, row, value)?));
+        Ok(if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    for (row, key) in &mut found {
+        key.used = true;
+        tables::put_json(w, &FALLBACK_KEY, row, key)?;
+    }
+    Ok(found.pop().map(|(row, _)| row))
+}
+
 /// The algorithms for which a device has an unused fallback key; at most `most` are looked at.
 pub fn unused_fallbacks(get: &impl Get, user: UserNum, device_id: &str, most: usize) -> Result<Vec<String>> {
     let prefix = device::prefix(user, device_id);

@@ -1,0 +1,93 @@
+//! The commands of `snug purge` and `snug disk`.
+
+use std::sync::Arc;
+
+use ruma::OwnedRoomId;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Admin, error::Error, page};
+use crate::base::unbroken;
+use crate::http::{ErrorResponse, Request, Response};
+
+/// `GET /purge`: the rooms that are being removed, and the bytes of the database's file.
+pub async fn list(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
+    let purging = admin.rooms.purging().await?;
+    let shown: Vec<_> = purging.iter().take(super::PAGE_ROWS).collect();
+    let database_bytes = admin.rooms.database_bytes();
+    let answer = json!({ "rooms": shown, "count": purging.len(), "database_bytes": database_bytes });
+    Ok(page(&admin, &answer).await?)
+}
+
+#[derive(Deserialize)]
+struct Force {
+    #[serde(default)]
+    force: bool,
+}
+
+/// `POST /rooms/{room}/purge`: removes a room for good. Begins, and answers at once. With `force: true` people of this server
+/// leave it first, and it goes once other servers were told, after ten minutes at most.
+pub async fn room(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let room_id: OwnedRoomId = request.param_as("room")?;
+    let Force { force } = request.json().await?;
+    if !force {
+        admin.rooms.purge(&room_id, false).await?;
+        return Ok(Response::ok());
+    }
+    if !admin.rooms.is_known(&room_id).await? {
+        return Err(crate::room::Error::NotFound.into());
+    }
+    let rooms = admin.rooms.clone();
+    tokio::spawn(unbroken(async move {
+        if let Err(failed) = rooms.purge(&room_id, true).await {
+            tracing::warn!(room = %room_id, %failed, "the room could not be removed");
+        }
+    }));
+    Ok(Response::ok())
+}
+
+/// `POST /purge/left`: begins to remove every room that nobody here is in or invited to. Answers how many.
+pub async fn left(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
+    let count = admin.rooms.purge_left(false).await?;
+    Ok(Response::json(&json!({ "count": count })))
+}
+
+#[derive(Deserialize)]
+struct Unused {
+    unused_days: u32,
+}
+
+/// `POST /purge/devices`: removes the devices of people here that were not used for so many days. Answers how many.
+pub async fn devices(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let Unused { unused_days } = request.json().await?;
+    if unused_days == 0 {
+        return Err(
+            ErrorResponse::bad("M_INVALID_PARAM", "Devices that were used today stay: name a day or more").into()
+        );
+    }
+    let count = admin.users.remove_unused_devices(unused_days).await?;
+    Ok(Response::json(&json!({ "count": count })))
+}
+
+#[derive(Deserialize)]
+struct Older {
+    days: u32,
+    #[serde(default)]
+    room_id: Option<OwnedRoomId>,
+}
+
+/// `POST /purge/history`: removes messages that are older than `days`, of one room or of all. Answers once they are gone; a caller
+/// that goes away ends it at the next step.
+pub async fn history(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let Older { days, room_id } = request.json().await?;
+    let (events, bytes) = admin.rooms.purge_history(room_id.as_deref(), days).await?;
+    Ok(Response::json(&json!({ "events": events, "bytes": bytes })))
+}
+
+/// `GET /disk?from=`: what a table's rows take, some thousand rows at a time, and where the next part begins.
+pub async fn disk(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let from = request.query("from").unwrap_or_default();
+    let database_bytes = admin.rooms.database_bytes();
+    let part = admin.rooms.measure(&from).await?;
+    Ok(Response::json(&json!({ "part": part, "database_bytes": database_bytes })))
+}

@@ -1,0 +1,487 @@
+//! Backups: a copy of the whole server that is made while it runs, in a folder of many or in one file.
+//!
+//! A copy is the rows of one snapshot (`store/copy.rs`), the media files they refer to, and the small files of the data
+//! folder, which are its keys and settings. Its list (`list.rs`) has the SHA-256 of each; nothing is believed that it does not
+//! name. In a folder each thing is there once, whatever number of backups has it.
+//!
+//! The snapshot lasts while the rows are copied, not the files. Meanwhile the database grows by the pages that change; a
+//! bound on that ends a backup to a target that is too slow (`run.rs`).
+//!
+//! Reading order: this file (what runs, when), `list.rs`, `run.rs` (making one), `folder.rs` and `archive.rs` (where to),
+//! `seal.rs` (sealing), `check.rs` (reading one). Restoring is in `serve/restore.rs`, since a server that restores does not run.
+
+mod archive;
+mod check;
+mod folder;
+mod list;
+mod run;
+mod seal;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use crate::base::{Clock, Random, StopWatch, Worker, blocking, date};
+use crate::budget::{Budget, Refused};
+use crate::store::tables::backups::{self as noted, Noted};
+use crate::store::{self, Store};
+
+pub use check::{Sink, Source, bad_piece, identity_file};
+pub use folder::{Found, check_names, has_identity, identity, list as backups_in, set_aside, stamp};
+pub use list::{Entry, Head};
+pub use run::{OUTSIDE, STEP_BYTES};
+pub use seal::{Identity, Key, PASSPHRASE_BYTES, PASSPHRASE_CHARS_MIN, Recipient};
+
+use archive::Archive;
+use folder::{Folder, Seal};
+use run::{Run, Step, Target};
+
+/// How hard zstd tries: most rows are packed already, and pictures do not get smaller.
+const LEVEL: i32 = 1;
+/// What a file's name ends with to be one archive.
+const ARCHIVES: [&str; 2] = [".tar.zst", ".tar.zst.age"];
+/// The longest pause between two steps beside other work, which is as long as the step took.
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// After a failure it is tried again at these intervals until the next time of day.
+const AGAIN: Duration = Duration::from_secs(60 * 60);
+/// A scheduled backup that is older is told to the administrators.
+pub const OLD_MS: u64 = 2 * DAY_MS;
+/// How often it is looked whether one is due.
+const LOOK_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// The parts that backups are made from.
+pub struct Parts {
+    pub store: Store,
+    pub clock: Clock,
+    pub random: Random,
+    pub budget: Budget,
+    pub server: String,
+    /// The data folder, and where in it media and scratch files are.
+    pub folder: PathBuf,
+    pub media: PathBuf,
+    pub scratch: PathBuf,
+    /// The config file, when it is not in the data folder.
+    pub config_outside: Option<PathBuf>,
+}
+
+/// Which media files a backup has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+pub enum Media {
+    /// What people here uploaded. Other servers' files are fetched again.
+    #[default]
+    Own,
+    All,
+    None,
+}
+
+impl Media {
+    pub const NAMES: [(&str, Media); 3] = [("own", Media::Own), ("all", Media::All), ("none", Media::None)];
+
+    fn name(self) -> &'static str {
+        Media::NAMES.iter().find(|(_, media)| *media == self).map_or("own", |(name, _)| name)
+    }
+
+    fn named(name: &str) -> Option<Media> {
+        Media::NAMES.iter().find(|(known, _)| *known == name).map(|(_, media)| *media)
+    }
+}
+
+/// What to back up, and where to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Order {
+    /// An absolute path: a folder, or a file that ends with `.tar.zst`.
+    pub target: PathBuf,
+    #[serde(default)]
+    pub media: Media,
+    /// Sealed to this recipient of age.
+    #[serde(default)]
+    pub recipient: Option<String>,
+    /// Sealed to this passphrase.
+    #[serde(default)]
+    pub passphrase: Option<String>,
+    /// How many days backups of the folder are kept; none for ever.
+    #[serde(default)]
+    pub keep_days: Option<u32>,
+}
+
+/// `[backup]`.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub target: Option<PathBuf>,
+    /// Minutes after midnight, UTC.
+    pub minute: u64,
+    pub keep_days: Option<u32>,
+    pub media: Media,
+    pub recipient: Option<String>,
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// What is being done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    #[default]
+    Files,
+    Rows,
+    Media,
+    List,
+    Check,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Progress {
+    pub stage: Stage,
+    pub rows_done: u64,
+    pub rows: u64,
+    pub media_done: u64,
+    pub media_bytes: u64,
+    /// Bytes that were not in the target before.
+    pub written_bytes: u64,
+    pub checked_bytes: u64,
+    /// Media files that are not what they were.
+    pub damaged: u64,
+}
+
+/// A thing as it lies in the target.
+pub struct Stored {
+    path: PathBuf,
+    hash: [u8; 32],
+    bytes: u64,
+}
+
+/// What there is to know of the backups of a running server.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Status {
+    /// Of the one that is being made.
+    pub running: Option<Progress>,
+    /// How the last one ended since the start of the server, in words; none while there was none.
+    pub ended: Option<Result<String, String>>,
+    /// The times of the last whole one and the last failure, of all times.
+    #[serde(flatten)]
+    pub noted: Noted,
+    /// Whether one is made each day.
+    pub is_scheduled: bool,
+}
+
+/// The backups. Cheap to clone.
+#[derive(Clone)]
+pub struct Backups(Arc<Inner>);
+
+struct Inner {
+    parts: Arc<Parts>,
+    options: Options,
+    now: Mutex<Now>,
+}
+
+#[derive(Default)]
+struct Now {
+    progress: Option<Progress>,
+    is_cancelled: bool,
+    ended: Option<Result<String, String>>,
+}
+
+/// The right to make a backup: one at a time. Ends with its drop, also after a panic.
+pub struct Turn(Arc<Inner>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.now.lock().progress = None;
+    }
+}
+
+impl Backups {
+    pub fn new(parts: Parts, options: Options) -> Backups {
+        Backups(Arc::new(Inner { parts: Arc::new(parts), options, now: Mutex::default() }))
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    /// What is being done, and how the last one ended.
+    pub fn status(&self) -> Result<Status, Error> {
+        let noted = noted::get(&self.0.parts.store.read()?)?;
+        let now = self.0.now.lock();
+        let is_scheduled = self.0.options.target.is_some();
+        Ok(Status { running: now.progress, ended: now.ended.clone(), noted, is_scheduled })
+    }
+
+    /// Ends the one that is being made at its next step. False when there is none.
+    pub fn cancel(&self) -> bool {
+        let mut now = self.0.now.lock();
+        now.is_cancelled = now.progress.is_some();
+        now.is_cancelled
+    }
+
+    /// Takes the turn. `Running` while another backup is being made.
+    pub fn begin(&self) -> Result<Turn, Error> {
+        let mut now = self.0.now.lock();
+        if now.progress.is_some() {
+            return Err(Error::Running);
+        }
+        *now = Now { progress: Some(Progress::default()), ..Now::default() };
+        Ok(Turn(self.0.clone()))
+    }
+
+    /// Makes a backup.
+    pub async fn make(&self, order: Order) -> Result<String, Error> {
+        self.make_in(self.begin()?, order).await
+    }
+
+    /// Makes a backup in a turn that was taken.
+    pub async fn make_in(&self, turn: Turn, order: Order) -> Result<String, Error> {
+        let target = order.target.clone();
+        let done = self.run(order).await;
+        let at_ms = self.0.parts.clock.now_ms();
+        let said = done.as_ref().map(Clone::clone).map_err(ToString::to_string);
+        self.0.now.lock().ended = Some(said.clone());
+        drop(turn);
+        match &said {
+            Ok(said) => tracing::info!("{said}"),
+            Err(why) => tracing::warn!("the backup to {} failed: {why}", target.display()),
+        }
+        let note = self.0.parts.store.write(move |w| match said {
+            Ok(_) => noted::made(w, at_ms, &target.to_string_lossy()),
+            Err(why) => noted::failed(w, at_ms, &why),
+        });
+        if let Err(failed) = note.await {
+            tracing::warn!(%failed, "when the last backup was made cannot be noted");
+        }
+        done
+    }
+
+    async fn run(&self, order: Order) -> Result<String, Error> {
+        let parts = &self.0.parts;
+        let watch = StopWatch::start();
+        let account = parts.budget.account("backup");
+        let sealing = match order.passphrase {
+            Some(_) => PASSPHRASE_BYTES,
+            None => 0,
+        };
+        let grant = account.take(STEP_BYTES.max(sealing)).await?;
+        let (begun, keep_days) = (parts.clone(), order.keep_days);
+        let at_ms = parts.clock.now_ms();
+        let mut run = blocking(move || begin(begun, &order, at_ms)).await?;
+        drop(grant);
+        let mut bytes = STEP_BYTES;
+        loop {
+            let grant = account.take(bytes).await?;
+            let step = StopWatch::start();
+            let (back, done) = blocking(move || {
+                let done = run.step(bytes);
+                (run, done)
+            })
+            .await;
+            run = back;
+            drop(grant);
+            bytes = STEP_BYTES;
+            match done? {
+                Step::Again => {}
+                Step::Needs(more) => bytes = more,
+                Step::Over(stored) => {
+                    if let Some(days) = keep_days {
+                        let before = run.made_ms().saturating_sub(u64::from(days) * DAY_MS);
+                        let grant = account.take(STEP_BYTES.max(folder::FILTER_BYTES)).await?;
+                        let expired = blocking(move || (run.expire(before), run)).await;
+                        drop(grant);
+                        if let Err(failed) = expired.0 {
+                            tracing::warn!(%failed, "old backups could not be removed");
+                        }
+                        run = expired.1;
+                    }
+                    return Ok(said(&stored, &run.progress, watch.elapsed()));
+                }
+            }
+            {
+                let mut now = self.0.now.lock();
+                now.progress = Some(run.progress);
+                if now.is_cancelled {
+                    return Err(Error::Cancelled);
+                }
+            }
+            parts.clock.sleep(step.elapsed().min(PAUSE_MAX)).await;
+        }
+    }
+
+    /// Makes the backups of the schedule. `tell` is given a sentence for the administrators.
+    pub async fn keep<Told: Future<Output = ()>>(&self, worker: &Worker, tell: impl Fn(String) -> Told) {
+        let (Some(target), options) = (self.0.options.target.clone(), &self.0.options) else { return };
+        let clock = &self.0.parts.clock;
+        let mut told_ms = 0;
+        loop {
+            let now_ms = clock.now_ms();
+            let noted = self.status().map(|status| status.noted).unwrap_or_default();
+            let due_ms = latest_due(now_ms, options.minute);
+            let made_ms = noted.made_ms.unwrap_or(0);
+            if made_ms < due_ms {
+                worker.works_on("making a backup");
+                match self.make_scheduled(&target).await {
+                    Ok(_) => {
+                        told_ms = 0;
+                        worker.done(1);
+                    }
+                    Err(failed) => {
+                        worker.failed(&failed);
+                        let age = match made_ms {
+                            0 => "There is no backup yet.".to_owned(),
+                            made_ms => format!("The last one is of {}.", date(made_ms)),
+                        };
+                        if told_ms < due_ms {
+                            told_ms = now_ms;
+                            tell(format!("The backup to {} failed: {failed}. {age}", target.display())).await;
+                        }
+                    }
+                }
+            }
+            let now_ms = clock.now_ms();
+            let made = self.status().ok().and_then(|status| status.noted.made_ms).unwrap_or(0);
+            let next = match made >= latest_due(now_ms, options.minute) {
+                true => Duration::from_millis(latest_due(now_ms, options.minute) + DAY_MS - now_ms).min(LOOK_MAX),
+                false => AGAIN,
+            };
+            worker.idle_for(next);
+            clock.sleep(next).await;
+        }
+    }
+
+    async fn make_scheduled(&self, target: &Path) -> Result<String, Error> {
+        let options = &self.0.options;
+        let passphrase = match options.passphrase_file.clone() {
+            Some(path) => {
+                let text = blocking(move || std::fs::read_to_string(&path).map_err(at(&path))).await?;
+                Some(text.trim_end_matches(['\n', '\r']).to_owned())
+            }
+            None => None,
+        };
+        let target = target.to_owned();
+        let (media, recipient, keep_days) = (options.media, options.recipient.clone(), options.keep_days);
+        self.make(Order { target, media, recipient, passphrase, keep_days }).await
+    }
+}
+
+/// The last time of day that has come, in Unix time.
+fn latest_due(now_ms: u64, minute: u64) -> u64 {
+    let today = now_ms / DAY_MS * DAY_MS + minute * 60_000;
+    if today <= now_ms { today } else { today.saturating_sub(DAY_MS) }
+}
+
+fn said(stored: &Stored, progress: &Progress, took: Duration) -> String {
+    let human = crate::budget::human;
+    let mut said = format!(
+        "The backup {} is whole and was read back: {} rows, {} of files; {} of it is new. It took {}.",
+        stored.path.display(),
+        progress.rows_done,
+        human(progress.media_done),
+        human(progress.written_bytes),
+        crate::base::span(took.as_millis() as u64),
+    );
+    if progress.damaged > 0 {
+        said += &format!(" {} media files are damaged and not in it: the log names them.", progress.damaged);
+    }
+    said
+}
+
+/// The longest piece of a backup's rows that an account of so many bytes has room for: it is held twice, and once more packed.
+pub fn piece_bytes_max(account_bytes: u64) -> u64 {
+    account_bytes.saturating_sub(seal::SEAL_BYTES) / 3
+}
+
+/// Whether a target is one file.
+pub fn is_archive(target: &Path) -> bool {
+    let name = target.to_string_lossy();
+    ARCHIVES.iter().any(|end| name.ends_with(end))
+}
+
+fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
+    let target = &order.target;
+    if !target.is_absolute() {
+        return Err(Error::Bad(format!("{} is not an absolute path", target.display())));
+    }
+    if target.starts_with(&parts.folder) {
+        return Err(Error::Bad("a backup inside of the data folder would be lost with it".to_owned()));
+    }
+    let passphrase = order.passphrase.as_deref();
+    if passphrase.is_some_and(|words| words.chars().count() < PASSPHRASE_CHARS_MIN) {
+        return Err(Error::Bad(format!(
+            "the passphrase is too short: what it seals can be guessed at by whoever has it, so it needs \
+             {PASSPHRASE_CHARS_MIN} letters or more"
+        )));
+    }
+    let recipient = order.recipient.as_deref().map(|text| {
+        Recipient::parse(text).ok_or_else(|| Error::Bad(format!("{text:?} is not a recipient of age such as age1…")))
+    });
+    let recipient = recipient.transpose()?;
+    if recipient.is_some() && passphrase.is_some() {
+        return Err(Error::Bad("a backup is sealed to a recipient or to a passphrase, not to both".to_owned()));
+    }
+    let names = || Ok::<_, Error>(names_key(&parts.store.copy_out()?.hash_key()));
+    if is_archive(target) {
+        let is_sealed = recipient.is_some() || passphrase.is_some();
+        if is_sealed != target.to_string_lossy().ends_with(".age") {
+            let why =
+                if is_sealed { "a sealed file ends with .tar.zst.age" } else { "only a sealed file ends with .age" };
+            return Err(Error::Bad(why.to_owned()));
+        }
+        let seal = recipient.map(|recipient| Seal { recipient, names: [0; 32] });
+        let to = run::to_of(seal.as_ref(), order.passphrase.clone());
+        let archive = Archive::begin(target, to.as_ref(), &parts.random)?;
+        return Run::begin(parts, order.media, Target::Archive(archive), None, now_ms);
+    }
+    let recipient = match passphrase {
+        Some(words) => Some(identity(target, words, Some(&parts.random))?.recipient()),
+        None => recipient,
+    };
+    let seal = recipient.map(|recipient| Ok::<_, Error>(Seal { recipient, names: names()? })).transpose()?;
+    let folder = Folder::open(target, seal, &parts.random)?;
+    Run::begin(parts, order.media, Target::Folder(folder), seal, now_ms)
+}
+
+/// What the names of sealed things are keyed with: the same for each backup of this database, and known to nobody else.
+fn names_key(hash_key: &[u8; 16]) -> [u8; 32] {
+    let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, hash_key);
+    ring::hmac::sign(&key, b"names of sealed backups").as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// Why there is no backup, or why one cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{0}")]
+    Bad(String),
+    #[error("it is sealed: its passphrase or identity is needed")]
+    Sealed,
+    #[error("another backup is being made")]
+    Running,
+    #[error("another server makes a backup to {}", .0.display())]
+    Busy(PathBuf),
+    #[error("{} is there already", .0.display())]
+    Exists(PathBuf),
+    #[error("it was cancelled; a folder keeps what is written, and the next backup goes on with it")]
+    Cancelled,
+    #[error(
+        "too much was written to the database while its rows were copied, and the disk would fill up: the target is too slow. A \
+         folder keeps what is written, so that the next backup is shorter"
+    )]
+    Grew,
+    #[error("{}: {}", .0.display(), .1)]
+    File(PathBuf, io::Error),
+    #[error("it cannot be read or written: {0}")]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
+    let path = path.to_owned();
+    move |failed| Error::File(path.clone(), failed)
+}

@@ -1,0 +1,263 @@
+//! Removes old messages: those that the owner's setting, or the room's own `m.room.retention` (MSC1763), says are to go.
+//!
+//! What the room needs to go on stays: events of its state, which also are all that others authorise with, redactions, the
+//! newest events, and whatever newer events relate to. What goes is not fetched again, as no gap is left where it was.
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+
+use ruma::RoomId;
+
+use super::PAUSE;
+use crate::base::Worker;
+use crate::room::Rooms;
+use crate::room::append::relations::relation_of;
+use crate::room::error::{Error, Result};
+use crate::room::state::{self, event::load_row};
+use crate::store::tables::room::event_row::Kind;
+use crate::store::tables::room::{self, Status, event, relation, timeline};
+use crate::store::{self, RoomNum, Write, WriteError};
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Events looked at in one write; those that go are about four rows each.
+const EVENTS_A_STEP: usize = 200;
+/// Relations to one event that are looked at: one that has more stays.
+const RELATIONS_MAX: usize = 100;
+
+/// What goes by itself.
+#[derive(Default)]
+pub struct Keeping {
+    /// Rooms that everybody here has left and forgotten.
+    pub left: AtomicBool,
+    /// Days after which messages go in rooms that say nothing themselves; 0 for never.
+    history_days: AtomicU32,
+    /// A room's own lifetime counts, but for no less than so many days; 0: it does not count.
+    retention_days_min: AtomicU32,
+    /// The day on which old messages were looked for.
+    looked_day: AtomicU64,
+}
+
+impl Rooms {
+    /// How long messages stay. `serve` says so once.
+    pub fn set_history_days(&self, history_days: Option<u32>, retention_days_min: Option<u32>) {
+        self.0.keeping.history_days.store(history_days.unwrap_or(0), Relaxed);
+        self.0.keeping.retention_days_min.store(retention_days_min.unwrap_or(0), Relaxed);
+    }
+
+    /// Removes the messages of a room, or of all rooms, that are older than so many days. Answers how many, and their bytes.
+    pub async fn purge_history(&self, room_id: Option<&RoomId>, days: u32) -> Result<(u64, u64)> {
+        let before_ms = self.0.parts.clock.now_ms().saturating_sub(u64::from(days) * DAY_MS);
+        if let Some(room_id) = room_id {
+            let id = room_id.to_owned();
+            let num = self.reading(move |_, read| room::num(read, id.as_str())?.ok_or(Error::NotFound)).await?;
+            return self.purge_room_history(num, before_ms).await;
+        }
+        let (mut after, mut all) = (None, (0, 0));
+        while let Some((num, _)) = self.resident_after(after).await? {
+            let (events, bytes) = self.purge_room_history(num, before_ms).await?;
+            (all, after) = ((all.0 + events, all.1 + bytes), Some(num));
+        }
+        Ok(all)
+    }
+
+    /// Once a day removes what the settings and the rooms say is to go.
+    pub(super) async fn keep_history(&self, worker: &Worker) -> Result<()> {
+        let (now_ms, keeping) = (self.0.parts.clock.now_ms(), &self.0.keeping);
+        let (days, min) = (keeping.history_days.load(Relaxed), keeping.retention_days_min.load(Relaxed));
+        if days == 0 && min == 0 || keeping.looked_day.swap(now_ms / DAY_MS, Relaxed) == now_ms / DAY_MS {
+            return Ok(());
+        }
+        let (mut after, mut all) = (None, (0, 0));
+        while let Some((num, own_ms)) = self.resident_after(after).await? {
+            after = Some(num);
+            let Some(lifetime_ms) = lifetime_ms(own_ms, days, min) else { continue };
+            worker.works_on("removing old messages");
+            let (events, bytes) = self.purge_room_history(num, now_ms.saturating_sub(lifetime_ms)).await?;
+            worker.done(events);
+            all = (all.0 + events, all.1 + bytes);
+        }
+        if all.0 > 0 {
+            tracing::info!(events = all.0, bytes = all.1, "old messages were removed");
+        }
+        Ok(())
+    }
+
+    /// The next room that people here are in, and how long it says that messages live.
+    async fn resident_after(&self, after: Option<RoomNum>) -> Result<Option<(RoomNum, Option<u64>)>> {
+        self.reading(move |_, read| {
+            let mut found = None;
+            room::list_after(read, after, &mut |num, row| {
+                if row.status != Status::Resident {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                found = Some(num);
+                Ok(ControlFlow::Break(()))
+            })?;
+            let Some(num) = found else { return Ok(None) };
+            let own = match state::known_num(read, num) {
+                Ok(known) => state::event::content(read, &known, "m.room.retention")?,
+                Err(_) => None,
+            };
+            Ok(Some((num, own.and_then(|content| content["max_lifetime"].as_u64()))))
+        })
+        .await
+    }
+
+    async fn purge_room_history(&self, num: RoomNum, before_ms: u64) -> Result<(u64, u64)> {
+        let (mut from, mut events, mut bytes) = (i64::MIN, 0, 0);
+        loop {
+            let job = move |w: &mut Write<'_>| step(w, num, from, before_ms);
+            let (done, _) = self.0.parts.store.write_freeing(job).await.map_err(WriteError::into_inner)?;
+            (events, bytes) = (events + done.events, bytes + done.bytes);
+            match done.next {
+                Some(next) => from = next,
+                None => return Ok((events, bytes)),
+            }
+            self.0.parts.clock.sleep(PAUSE).await;
+        }
+    }
+}
+
+/// How long messages of a room live: as it says itself, within the owner's bounds, or else as the owner says.
+fn lifetime_ms(own_ms: Option<u64>, days: u32, min: u32) -> Option<u64> {
+    let of = |days: u32| (days > 0).then_some(u64::from(days) * DAY_MS);
+    match (own_ms, of(min)) {
+        (Some(own), Some(min)) => Some(own.max(min).min(of(days).unwrap_or(u64::MAX).max(min))),
+        _ => of(days),
+    }
+}
+
+struct Step {
+    events: u64,
+    bytes: u64,
+    /// The place to go on from; none at the first newer message.
+    next: Option<i64>,
+}
+
+/// Looks at some events of a room's timeline, and removes the old messages among them.
+fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Result<Step> {
+    let mut done = Step { events: 0, bytes: 0, next: None };
+    let Some(mut row) = room::get(w, num)? else { return Ok(done) };
+    let Ok(known) = state::known_num(w, num) else { return Ok(done) };
+    let (mut page, mut is_any_old) = (Vec::new(), false);
+    timeline::forward(w, num, from, i64::MAX - 1, &mut |order, event| {
+        page.push((order, event));
+        Ok(if page.len() < EVENTS_A_STEP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    for (order, at) in &page {
+        let Some(old) = event::row(w, *at)? else { continue };
+        if old.origin_server_ts >= before_ms {
+            continue;
+        }
+        is_any_old = true;
+        let stays = old.is_state() || old.kind == Kind::REDACTION || row.extremities.contains(at);
+        if stays || is_needed(w, num, *at, before_ms)? {
+            continue;
+        }
+        let event = load_row(w, known.version, &old)?;
+        if let Some((rel, target)) = relation_of(w, num, &event)? {
+            relation::remove(w, num, target, rel, *order)?;
+        }
+        relation::remove_all(w, num, *at, RELATIONS_MAX)?;
+        timeline::remove(w, num, *order)?;
+        event::remove(w, *at)?;
+        let bytes = event.to_federation().len() as u64;
+        (row.events, row.bytes) = (row.events.saturating_sub(1), row.bytes.saturating_sub(bytes));
+        (done.events, done.bytes) = (done.events + 1, done.bytes + bytes);
+    }
+    if done.events > 0 {
+        room::put(w, num, &row)?;
+    }
+    let is_full = page.len() == EVENTS_A_STEP;
+    done.next = page.last().map(|(order, _)| *order).filter(|_| is_full && is_any_old);
+    Ok(done)
+}
+
+/// Whether something newer relates to an event, such as the latest answer in a thread.
+fn is_needed(w: &Write<'_>, room: RoomNum, at: store::EventNum, before_ms: u64) -> store::Result<bool> {
+    let (mut is_needed, mut looked) = (false, 0);
+    relation::list(w, room, at, None, &mut |_, _, related| {
+        looked += 1;
+        let is_newer = event::row(w, related)?.is_some_and(|row| row.origin_server_ts >= before_ms);
+        is_needed = is_newer || looked > RELATIONS_MAX;
+        Ok(if is_needed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    Ok(is_needed)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::room::testing::house;
+
+    #[test]
+    fn a_room_says_how_long_within_the_owners_bounds() {
+        let days = |days: u64| Some(days * DAY_MS);
+        for (own, history, min, expected) in [
+            (None, 0, 0, None),
+            (None, 30, 0, days(30)),
+            (days(5), 30, 0, days(30)),
+            (days(5), 30, 1, days(5)),
+            (days(5), 0, 7, days(7)),
+            (days(500), 30, 1, days(30)),
+            (None, 0, 7, None),
+        ] {
+            assert_eq!(lifetime_ms(own, history, min), expected, "{own:?} {history} {min}");
+        }
+    }
+
+    /// Old messages go, in all their rows; the state stays, and whatever newer events need.
+    #[tokio::test]
+    async fn old_messages_go_and_the_room_goes_on() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        let say = async |content| house.send(&anna, &room, "m.room.message", None, content).await.unwrap();
+        let text = |body: &str| json!({ "msgtype": "m.text", "body": body });
+        let answers = |body: &str, rel: &str, to: &str| json!({ "msgtype": "m.text", "body": body, "m.relates_to": { "rel_type": rel, "event_id": to } });
+        let old = say(text("old")).await;
+        let edit = say(answers("older", "m.replace", old.as_str())).await;
+        let root = say(text("root")).await;
+        let early = say(answers("early", "m.thread", root.as_str())).await;
+        for n in 0..500 {
+            say(text(&n.to_string())).await;
+        }
+        house.clock.advance(std::time::Duration::from_millis(40 * DAY_MS));
+        let late = say(answers("late", "m.thread", root.as_str())).await;
+        let read = || house.store.read().unwrap();
+        let has = |id: &ruma::EventId| event::num(&read(), id.as_str()).unwrap().is_some();
+        let purging = async {
+            loop {
+                tokio::task::yield_now().await;
+                house.clock.advance(std::time::Duration::from_millis(50));
+            }
+        };
+        let (events, bytes) = tokio::select! {
+            done = house.rooms.purge_history(Some(&room), 30) => done.unwrap(),
+            () = purging => unreachable!("it ticks for ever"),
+        };
+        assert_eq!(events, 503, "all but the root");
+        assert!(bytes > 503 * 200);
+        assert!(!has(&old) && !has(&edit) && !has(&early) && has(&root) && has(&late));
+        let num = room::num(&read(), room.as_str()).unwrap().unwrap();
+        let root_num = event::num(&read(), root.as_str()).unwrap().unwrap();
+        let mut related = Vec::new();
+        relation::list(&read(), num, root_num, None, &mut |_, _, event| {
+            related.push(event);
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert_eq!(related, [event::num(&read(), late.as_str()).unwrap().unwrap()]);
+        // Everything that is left in the timeline can be read.
+        timeline::forward(&read(), num, i64::MIN, i64::MAX - 1, &mut |_, at| {
+            let row = event::row_of(&read(), at)?;
+            event::body(&read(), &row)?;
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        say(text("on")).await;
+        assert_eq!(house.rooms.purge_history(None, 30).await.unwrap(), (0, 0));
+    }
+}
