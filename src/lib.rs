@@ -9,6 +9,8 @@ pub mod matrix; //     the protocol, pure
 pub mod store; //      the one database file
 pub mod feed; //       what is new, for whom
 pub mod remote; //     talking to other servers
+pub mod relay; //      calls of phones that cannot reach each other
+pub mod mdns; //       being found on the home network
 pub mod room; //       everything that changes or reads a room
 pub mod user; //       accounts and devices
 pub mod media; //      files

@@ -20,6 +20,7 @@ pub const ACCOUNTS: &[&str] = &[
     "state_nodes",
     "search",
     "connections",
+    "relay",
     "request_bodies",
     "response_bodies",
     "sync_waiters",

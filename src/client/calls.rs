@@ -32,13 +32,20 @@ pub async fn turn_server(client: Arc<Client>, request: Request) -> Result<Respon
     if requester.is_guest && !calls.turn.guests {
         return Err(auth::guests_forbidden("Guests get no credentials for the TURN server here").into());
     }
-    if calls.turn.uris.is_empty() {
+    let uris = calls.turn.uris_at(host(&client, &request).as_deref());
+    if uris.is_empty() {
         return Ok(Response::ok());
     }
     let (username, password) = client.users.turn_credentials(&calls.turn, &requester.user_id);
     Ok(Response::json(&json!({
-        "username": username, "password": password, "uris": calls.turn.uris, "ttl": calls.turn.ttl_s,
+        "username": username, "password": password, "uris": uris, "ttl": calls.turn.ttl_s,
     })))
+}
+
+/// The host that an app reaches this server at, as it is written in a URL: where it asked, or else the public one.
+fn host(client: &Client, request: &Request) -> Option<String> {
+    let origin = request.origin().or_else(|| client.options().public_url.clone())?;
+    url::Url::parse(&origin).ok()?.host_str().map(ToOwned::to_owned)
 }
 
 /// POST /_matrix/client/v3/user/{user_id}/openid/request_token

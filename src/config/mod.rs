@@ -14,12 +14,14 @@ use toml::de::{DeTable, DeValue};
 
 use crate::client::{Options, Registration};
 use crate::media;
+use crate::relay::Options as RelayOptions;
 use crate::room::SearchOptions;
 use crate::web::Mount;
 use client::Client;
 use federation::Federation;
 use file::{find, is_section, read, setting_at, unknown};
 use given::Given;
+use home::Home;
 use push::Push;
 use rooms::Rooms;
 use setting::{address, own_name, server_name, write_settings};
@@ -27,6 +29,9 @@ use setting::{address, own_name, server_name, write_settings};
 mod backup;
 mod calls;
 mod certificates;
+mod home;
+mod relay;
+mod rtc;
 mod client;
 mod federation;
 mod file;
@@ -76,6 +81,9 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         previews::SETTINGS,
         push::SETTINGS,
         calls::SETTINGS,
+        relay::SETTINGS,
+        rtc::SETTINGS,
+        home::SETTINGS,
         notices::SETTINGS,
         terms::SETTINGS,
         backup::SETTINGS,
@@ -128,6 +136,9 @@ pub struct Config {
     pub appservices: Vec<PathBuf>,
     /// Backups that are made each day.
     pub backup: crate::backup::Options,
+    /// The relay for calls, in `[turn]`.
+    pub relay: RelayOptions,
+    pub home: Home,
     /// Files outside the data folder that have secrets in them.
     pub secret_files: Vec<PathBuf>,
     /// What the file says, as it is written there, by the name of the setting.
@@ -364,6 +375,8 @@ impl Default for Config {
             notices: Notices::default(),
             appservices: Vec::new(),
             backup: crate::backup::Options::default(),
+            relay: RelayOptions::default(),
+            home: Home::default(),
             secret_files: Vec::new(),
             written: BTreeMap::new(),
             overrides: Overrides::default(),

@@ -13,6 +13,7 @@ use ruma::ServerName;
 use crate::admin;
 use crate::config::{Config, FILE_NAME};
 use crate::http::tls::Certificate;
+use crate::mdns::{NETWORKS_MAX, Network};
 
 /// More than a home's machine has.
 const ADDRESSES_MAX: usize = 8;
@@ -79,7 +80,7 @@ pub fn listed(urls: &[String], path: &str) -> String {
     urls.iter().map(line).collect()
 }
 
-fn is_here(url: &str) -> bool {
+pub fn is_here(url: &str) -> bool {
     url.contains("://localhost") || url.contains("://127.")
 }
 
@@ -90,13 +91,36 @@ pub fn first_account(urls: &[String], code: &str) -> String {
     format!("There is no account yet. Make the first one, an administrator's, with {these} (it works once):\n\n{links}")
 }
 
+/// The private networks that this machine is in, guests inside it aside.
+pub fn home_networks() -> Vec<Network> {
+    let table = |name: &str| File::open(format!("/proc/net/{name}")).map(BufReader::new);
+    let routes = table("route").map(routes).unwrap_or_default();
+    let addresses = table("fib_trie").map(|table| v4(table, |ip| is_home(ip, &routes))).unwrap_or_default();
+    let network = |ip: Ipv4Addr| {
+        let route = route(ip, &routes)?;
+        let v6 = table("if_inet6").map(v6_of_home).unwrap_or_default();
+        let v6 = v6.into_iter().find(|(_, interface)| *interface == route.interface).map(|(ip, _)| ip);
+        Some(Network { ip, mask: route.mask, v6 })
+    };
+    addresses.into_iter().filter_map(network).take(NETWORKS_MAX).collect()
+}
+
+fn is_home(ip: Ipv4Addr, routes: &[Route]) -> bool {
+    (ip.is_private() || ip.is_link_local()) && !is_guests(interface(ip, routes).unwrap_or_default())
+}
+
+/// The URL of a host and a port.
+pub fn url(scheme: &str, host: &str, port: u16) -> String {
+    match (scheme, port) {
+        ("http", 80) | ("https", 443) => format!("{scheme}://{host}"),
+        _ => format!("{scheme}://{host}:{port}"),
+    }
+}
+
 fn written(scheme: &str, hosts: Vec<(String, u16)>) -> Vec<String> {
     let mut urls = Vec::new();
     for (host, port) in hosts {
-        let url = match (scheme, port) {
-            ("http", 80) | ("https", 443) => format!("{scheme}://{host}"),
-            _ => format!("{scheme}://{host}:{port}"),
-        };
+        let url = url(scheme, &host, port);
         if !urls.contains(&url) {
             urls.push(url);
         }
@@ -172,6 +196,12 @@ fn routes(table: impl Read) -> Vec<Route> {
 
 /// Reads `/proc/net/fib_trie`: an address in a line, and below it whether it is this machine's (`/32 host LOCAL`).
 fn local_v4(table: impl Read, routes: &[Route]) -> Vec<Ipv4Addr> {
+    let mut found = v4(table, |address| is_reachable(address, routes));
+    found.sort_by_key(|address| !is_uplink(*address, routes));
+    found
+}
+
+fn v4(table: impl Read, is_wanted: impl Fn(Ipv4Addr) -> bool) -> Vec<Ipv4Addr> {
     let mut found = Vec::new();
     let mut last = None;
     for line in lines(table) {
@@ -180,14 +210,13 @@ fn local_v4(table: impl Read, routes: &[Route]) -> Vec<Ipv4Addr> {
             last = address.parse().ok();
         } else if line == "/32 host LOCAL"
             && let Some(address) = last.take()
-            && is_reachable(address, routes)
+            && is_wanted(address)
             && !found.contains(&address)
             && found.len() < ADDRESSES_MAX
         {
             found.push(address);
         }
     }
-    found.sort_by_key(|address| !is_uplink(*address, routes));
     found
 }
 
@@ -204,8 +233,13 @@ fn is_uplink(address: Ipv4Addr, routes: &[Route]) -> bool {
 
 /// The interface of the smallest network that an address is in.
 fn interface(address: Ipv4Addr, routes: &[Route]) -> Option<&str> {
+    route(address, routes).map(|route| route.interface.as_str())
+}
+
+/// The smallest network that an address is in.
+fn route(address: Ipv4Addr, routes: &[Route]) -> Option<&Route> {
     let inside = |route: &&Route| route.mask != 0 && u32::from(address) & route.mask == route.network;
-    routes.iter().filter(inside).max_by_key(|route| route.mask).map(|route| route.interface.as_str())
+    routes.iter().filter(inside).max_by_key(|route| route.mask)
 }
 
 fn is_guests(interface: &str) -> bool {
@@ -214,14 +248,24 @@ fn is_guests(interface: &str) -> bool {
 
 /// Reads `/proc/net/if_inet6`: address, index, length of the prefix, scope, flags, interface.
 fn local_v6(table: impl Read) -> Vec<Ipv6Addr> {
+    v6(table).map(|(address, _)| address).take(ADDRESSES_MAX).collect()
+}
+
+/// Those that a home gives itself, with their interfaces.
+fn v6_of_home(table: impl Read) -> Vec<(Ipv6Addr, String)> {
+    v6(table).filter(|(address, _)| address.is_unique_local()).take(ADDRESSES_MAX).collect()
+}
+
+fn v6(table: impl Read) -> impl Iterator<Item = (Ipv6Addr, String)> {
     let address = |line: String| {
         let words: Vec<&str> = line.split_whitespace().collect();
         let address = Ipv6Addr::from(u128::from_str_radix(words.first()?, 16).ok()?);
         let flags = u8::from_str_radix(words.get(4)?, 16).ok()?;
         let unfit = address.is_loopback() || address.is_unicast_link_local() || flags & UNFIT != 0;
-        (!unfit && !is_guests(words.get(5)?)).then_some(address)
+        let interface: String = words.get(5)?.chars().take(16).collect();
+        (!unfit && !is_guests(&interface)).then_some((address, interface))
     };
-    lines(table).filter_map(address).take(ADDRESSES_MAX).collect()
+    lines(table).filter_map(address)
 }
 
 #[cfg(test)]

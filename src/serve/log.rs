@@ -35,11 +35,12 @@ const NAMELESS: [&str; 4] = ["method", "path", "user", "name"];
 /// The log of this process, for changing what it says.
 static LOG: OnceLock<reload::Handle<Log, Registry>> = OnceLock::new();
 
-/// Sends the log of this process to stderr, once. `filter` is the setting `log`; `json` makes each line an object.
-pub fn to_stderr(filter: &str, json: bool) -> Result<(), ParseError> {
+/// Sends the log of this process to stderr, once. `filter` is the setting `log`; `json` makes each line an object;
+/// `clock` is the server's, which knows more than the machine's.
+pub fn to_stderr(filter: &str, json: bool, clock: Clock) -> Result<(), ParseError> {
     let filter: Targets = filter.parse()?;
     let form = if json { Form::Json } else { Form::of_stderr() };
-    let (log, handle) = reload::Layer::new(Log { filter, form, clock: Clock::real() });
+    let (log, handle) = reload::Layer::new(Log { filter, form, clock });
     // A second server in one process (tests) logs to the first one's log.
     if tracing_subscriber::registry().with(log).try_init().is_ok() {
         let _ = LOG.set(handle);

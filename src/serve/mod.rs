@@ -12,6 +12,7 @@ mod calls;
 mod certificates;
 pub mod compact;
 mod greet;
+mod home;
 pub mod log;
 mod metrics;
 pub mod ports;
@@ -50,7 +51,9 @@ use crate::feed::Feed;
 use crate::flow::{self, NoticeOptions, Notices};
 use crate::http::{HttpServer, Limits, Listener, Router, tls::Certificate};
 use crate::matrix::sign;
+use crate::mdns::Responder;
 use crate::media::{self, Media};
+use crate::relay::Relay;
 use crate::remote::{self, Remote, RemoteOptions};
 use crate::room::{self, Rooms};
 use crate::store::{self, Store, Survey, TableFound};
@@ -88,7 +91,8 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
-    log::to_stderr(&config.log, config.json_log).map_err(|error| failed("log", error))?;
+    let clock = Clock::real();
+    log::to_stderr(&config.log, config.json_log, clock.clone()).map_err(|error| failed("log", error))?;
     let budget = Budget::from_profile(profile(&config)?);
     if let Some(warning) = Granted::now().warning(budget.profile()) {
         tracing::warn!("{warning}");
@@ -100,7 +104,7 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     }
     let done = runtime.block_on(async {
         let first = folder::first_file(&config)?;
-        let mut server = Server::build(&config, Clock::real(), Random::os(), budget).await?;
+        let mut server = Server::build(&config, clock, Random::os(), budget).await?;
         // Before the ports are open: a signal sent as soon as they are open must not be missed.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
         let mut hangup = on(SignalKind::hangup())?;
@@ -205,6 +209,9 @@ pub struct Server {
     /// The routes of plain addresses beside those with a certificate of our own.
     plain: Arc<Router>,
     certificates: Certificates,
+    /// The relay for calls, once its ports are open.
+    relay: Option<Relay>,
+    responder: Option<Arc<Responder>>,
     client_certificate: Option<Arc<Certificate>>,
     federation_certificate: Option<Arc<Certificate>>,
     /// Plain addresses that are open beside those with a certificate.
@@ -479,6 +486,8 @@ impl Server {
             open_plain: Vec::new(),
             door,
             reloader,
+            relay: None,
+            responder: None,
             client_certificate,
             federation_certificate,
             open: Vec::new(),
@@ -495,6 +504,7 @@ impl Server {
     pub async fn open(&mut self) -> Result<(), Failed> {
         self.work();
         self.open_local()?;
+        self.open_relay().await?;
         let (client, federation) = (self.client_certificate.clone(), self.federation_certificate.clone());
         for address in self.config.listen.clone() {
             let certificate = certificates::spoken(address, client.as_ref());
@@ -509,6 +519,7 @@ impl Server {
             self.listen_plainly().await;
         }
         self.note_addresses();
+        self.announce();
         Ok(())
     }
 
@@ -745,6 +756,8 @@ impl Server {
 
     /// Takes everything down in reverse. Afterwards everything that was confirmed to a client is on disk.
     pub async fn stop(self) {
+        self.responder.iter().for_each(|responder| responder.leave());
+        self.relay.iter().for_each(Relay::stop);
         self.door.close(GRACE).await;
         for task in self.accepting {
             let _ = task.await;

@@ -42,7 +42,7 @@ pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
 pub use account::{Account, New, Standing};
 pub use calls::openid::OPENID_MS;
-pub use calls::{CallMember, Calls, LiveKit, Turn, TurnLogin, livekit};
+pub use calls::{CallMember, Calls, LiveKit, OwnRelay, Turn, TurnLogin, livekit};
 pub use device::announce::restored as announce_restored;
 pub use device::backup::{Backup, BackupKeys, DEPTH_MAX as BACKUP_DEPTH_MAX, can_be_backed_up, check_session_data};
 pub use device::backup::{Kept as BackupKept, Key as BackupKey, Merit as BackupMerit, Scope as BackupScope};

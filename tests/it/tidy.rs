@@ -17,6 +17,8 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("budget", "base"),
     ("store", "base budget"),
     ("http", "base budget"),
+    ("mdns", "base"),
+    ("relay", "base budget"),
     ("feed", "base budget store"),
     ("remote", "base budget store matrix"),
     ("user", "base budget store matrix feed remote"),
@@ -30,7 +32,7 @@ const MAY_NAME: &[(&str, &str)] = &[
     ("client", "base budget matrix feed user room media flow http"),
     ("web", "base budget http"),
     ("admin", "base budget matrix remote user room media deliver backup flow http certificates"),
-    ("config", "budget room media backup client http web certificates"),
+    ("config", "budget relay room media backup client http web certificates"),
 ];
 /// The start names everything.
 const TOP: &[&str] = &["main", "lib", "cli", "serve"];

@@ -17,7 +17,7 @@ pub mod openid;
 pub mod turn;
 
 pub use livekit::{LiveKit, Member as CallMember};
-pub use turn::{Turn, TurnLogin};
+pub use turn::{OwnRelay, Turn, TurnLogin};
 
 /// The settings.
 #[derive(Debug, Clone, Default)]
@@ -44,9 +44,17 @@ impl Desk {
 }
 
 impl super::Users {
-    /// Sets what calls may use. Before the first request.
-    pub fn set_calls(&self, calls: Calls) {
-        *self.0.desk.calls.write() = Arc::new(calls);
+    /// Sets what calls may use. Before the first request, and when the settings were read again. The relay inside stays as
+    /// it was opened, and the secret that it has.
+    pub fn set_calls(&self, mut calls: Calls) {
+        let mut place = self.0.desk.calls.write();
+        if let (Some(own), None) = (place.turn.own, calls.turn.own) {
+            calls.turn.own = Some(own);
+            if calls.turn.uris.is_empty() {
+                calls.turn.login = place.turn.login.clone();
+            }
+        }
+        *place = Arc::new(calls);
     }
 
     pub fn calls(&self) -> Arc<Calls> {

@@ -20,6 +20,29 @@ pub struct Turn {
     pub ttl_s: u64,
     /// Whether guests get credentials too.
     pub guests: bool,
+    /// The relay inside this server, if there is one.
+    pub own: Option<OwnRelay>,
+}
+
+/// The ports of the relay inside this server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OwnRelay {
+    /// Of UDP and TCP.
+    pub port: Option<u16>,
+    pub tls_port: Option<u16>,
+}
+
+impl Turn {
+    /// The addresses that an app is told, which reaches this server at `host`: those of the settings, or else those of the relay
+    /// inside this server there.
+    pub fn uris_at(&self, host: Option<&str>) -> Vec<String> {
+        let (Some(own), Some(host), true) = (self.own, host, self.uris.is_empty()) else { return self.uris.clone() };
+        let plain = own
+            .port
+            .into_iter()
+            .flat_map(|port| ["udp", "tcp"].map(|transport| format!("turn:{host}:{port}?transport={transport}")));
+        plain.chain(own.tls_port.map(|port| format!("turns:{host}:{port}?transport=tcp"))).collect()
+    }
 }
 
 /// How people log in there.
@@ -62,6 +85,18 @@ fn credentials(secret: &str, until_s: u64, user: &str) -> (String, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_relay_inside_is_where_the_server_is_reached() {
+        let own = Some(OwnRelay { port: Some(3478), tls_port: Some(5349) });
+        let mut turn = Turn { own, ..Turn::default() };
+        let there =
+            ["turn:h.test:3478?transport=udp", "turn:h.test:3478?transport=tcp", "turns:h.test:5349?transport=tcp"];
+        assert_eq!(turn.uris_at(Some("h.test")), there);
+        assert!(turn.uris_at(None).is_empty());
+        turn.uris = vec!["turn:else.test".to_owned()];
+        assert_eq!(turn.uris_at(Some("h.test")), ["turn:else.test"]);
+    }
 
     /// Compared with `openssl dgst -sha1 -hmac`.
     #[test]
