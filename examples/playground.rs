@@ -93,7 +93,8 @@ fn play(arguments: &Arguments, folder: &Path) -> Result<(), String> {
     let certificates = Certificates::get(&folder.join("certificates"))
         .map_err(|error| format!("{}: {error}", folder.join("certificates").display()))?;
     let configs = [0, 1].map(|nth| config(arguments, folder, &certificates, nth));
-    serve::log::to_stderr(&arguments.log, false).map_err(|error| format!("--log: {error}"))?;
+    serve::log::to_stderr(&arguments.log, false, snug::base::Clock::real())
+        .map_err(|error| format!("--log: {error}"))?;
     let budget = || Budget::from_profile(Profile::get(BUDGET).expect("the shipped profiles add up"));
     let runtime = serve::runtime(&budget()).map_err(|error| error.to_string())?;
     let mut servers = Vec::new();
