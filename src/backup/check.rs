@@ -105,7 +105,13 @@ impl Source {
                 taking.take(&entry, &mut input, is_packed)
             });
             match (taken, &mut bad) {
-                (Err(failed), Some(bad)) if !matches!(failed, Error::Store(_)) => bad(&head, &entry, failed),
+                (Err(failed), Some(bad)) if !matches!(failed, Error::Store(_)) => {
+                    if entry.kind == Kind::Rows {
+                        // What follows a bad piece is not bad for that.
+                        taking.pieces = entry.name.parse().unwrap_or(taking.pieces);
+                    }
+                    bad(&head, &entry, failed);
+                }
                 (taken, _) => taken.map_err(|failed| named(&entry, failed))?,
             }
             tell(&taking.progress);

@@ -225,6 +225,7 @@ impl Certificates {
             && let Ok(Some((pair, _))) = read_pair(&file)
             && authority.is_whole(&pair, &names, now_ms)?
         {
+            self.say_left_out(options.names.iter().filter(|name| !pair.is_for(name)).cloned().collect());
             certificate.put(pair);
             *made_for.lock() = names.clone();
         }
@@ -240,19 +241,24 @@ impl Certificates {
         // Shown even if the card takes no more: the next start makes another.
         certificate.put(pair);
         *made_for.lock() = names.clone();
+        self.say_left_out(left_out);
+        write_secret(&file, &pem).map_err(|error| failed(&file, error))
+    }
+
+    /// Says which names of this server the authority may not vouch for.
+    fn say_left_out(&self, left_out: Vec<String>) {
         let said = (!left_out.is_empty()).then(|| {
             format!(
                 "The authority of this house was made for other names, and its certificate is not for {}. To make a new one, \
                  remove {} and start Snug again; the phones must then install it anew.",
                 left_out.join(", "),
-                options.folder.join(own::ROOT).display()
+                self.0.options.folder.join(own::ROOT).display()
             )
         });
         if let Some(said) = &said {
             tracing::warn!("{said}");
         }
         self.0.status.lock().said = said;
-        write_secret(&file, &pem).map_err(|error| failed(&file, error))
     }
 }
 

@@ -32,7 +32,7 @@ pub fn backup(overrides: &Overrides, given: Backup) -> Result<(), String> {
         Some(BackupCommand::Verify { source, at, identity, passphrase_file }) => {
             verify(&load(overrides)?, &source, at, identity, passphrase_file)
         }
-        Some(BackupCommand::Status) => with_local(Local::connect(&load(overrides)?)?, |local| status(local)),
+        Some(BackupCommand::Status) => with_local(Local::connect(&load(overrides)?)?, status),
         Some(BackupCommand::Cancel) => with_local(Local::connect(&load(overrides)?)?, |local| {
             local.post("/backup/cancel", json!({}))?;
             Ok("The backup ends at its next step. A folder keeps what is written; the next backup goes on with it.\n"

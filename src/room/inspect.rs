@@ -229,7 +229,7 @@ impl Rooms {
                 }
                 Ok(ControlFlow::Continue(()))
             })?;
-            let id = |user| Ok(user::id_of(read, user)?.try_into().map_err(|_| Error::NotFound)?);
+            let id = |user| user::id_of(read, user)?.try_into().map_err(|_| Error::NotFound);
             users.into_iter().map(id).collect()
         })
         .await
@@ -352,12 +352,9 @@ fn brief(read: &Read, num: RoomNum) -> Result<BriefRoom> {
 fn listed(read: &Read, num: RoomNum) -> Result<ListedRoom> {
     let room = state::known_num(read, num)?;
     let view = room.view(read);
-    let replaced_by = match view.event("m.room.tombstone", "")? {
-        Some(event) => {
-            Some(json::read::get_text(event.content().as_bytes(), "replacement_room").map(|id| id.to_string()))
-        }
-        None => None,
-    };
+    let tombstone = view.event("m.room.tombstone", "")?;
+    let replaced_by = tombstone
+        .map(|event| json::read::get_text(event.content().as_bytes(), "replacement_room").map(|id| id.to_string()));
     Ok(ListedRoom {
         description: Description::whole(read, &room)?,
         version: room.row.version.clone(),

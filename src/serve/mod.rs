@@ -653,7 +653,7 @@ impl Server {
         }));
         if let Some(terms) = new_terms(&self.config) {
             let (users, notices, clock) = (self.users.clone(), self.notices.clone(), self.clock.clone());
-            self.working.push(self.worker("new terms", move |worker| {
+            self.endless.push(self.worker("new terms", move |worker| {
                 let (users, notices, terms, clock) = (users.clone(), notices.clone(), terms.clone(), clock.clone());
                 async move { flow::tell_of_terms(&users, &notices, &terms, &clock, &worker).await }
             }));

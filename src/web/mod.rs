@@ -84,7 +84,7 @@ impl Folders {
         let (is_folder, last) = (inside.ends_with('/'), crate::http::encoded(steps.last().map_or("", String::as_str)));
         let found = blocking(move || open(folder, steps, is_folder, accepted)).await;
         match found {
-            Ok(Found::File(found)) => file::answer(&request, found, &self.0.answers).await,
+            Ok(Found::File(found)) => file::answer(&request, *found, &self.0.answers).await,
             Ok(Found::Folder) => to_folder(&last),
             Err(failed) if failed.kind() == std::io::ErrorKind::NotFound => missing(),
             Err(failed) => {
@@ -128,7 +128,7 @@ fn steps(inside: &str) -> Option<Vec<String>> {
 }
 
 enum Found {
-    File(file::Opened),
+    File(Box<file::Opened>),
     /// There is a folder where a file was asked for.
     Folder,
 }
@@ -161,12 +161,12 @@ fn open(folder: PathBuf, mut steps: Vec<String>, is_folder: bool, accepted: Vec<
             && found.is_file()
         {
             let steps = steps.clone();
-            return Ok(Found::File(file::Opened { file, found, name, steps, encoding: Some(encoding) }));
+            return Ok(Found::File(Box::new(file::Opened { file, found, name, steps, encoding: Some(encoding) })));
         }
     }
     let (file, found) = open_one(&name)?;
     match () {
-        () if found.is_file() => Ok(Found::File(file::Opened { file, found, name, steps, encoding: None })),
+        () if found.is_file() => Ok(Found::File(Box::new(file::Opened { file, found, name, steps, encoding: None }))),
         () if found.is_dir() && !is_folder => Ok(Found::Folder),
         () => Err(std::io::ErrorKind::NotFound.into()),
     }

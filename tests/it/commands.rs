@@ -553,7 +553,7 @@ fn what_the_package_calls_is_there() {
             called += 1;
         }
     }
-    assert_eq!(called, 2, "the calls were found");
+    assert_eq!(called, 4, "the calls were found");
 }
 
 /// A start with the key gone made another one, and no other server believed this one; with the database gone it began a new

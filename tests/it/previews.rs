@@ -156,7 +156,7 @@ async fn sites_of_the_home_network_are_asked_when_they_are_named() {
     let alice = house.register("alice").await;
     let shown = preview(&house, &alice, &format!("{}/page", site.url)).await.ok();
     assert_eq!((&shown["og:title"], &shown["og:image:width"]), (&json!("A & B"), &json!(800)));
-    preview(&house, &alice, &format!("{}/home", site.url)).await.refused(502, "M_UNKNOWN");
+    preview(&house, &alice, &format!("{}/home", site.url)).await.refused(403, "M_FORBIDDEN");
     let other = site.url.replace("127.0.0.1", "localhost");
     preview(&house, &alice, &format!("{other}/page")).await.refused(403, "M_FORBIDDEN");
 }

@@ -339,7 +339,11 @@ fn rows_of(answer: &[u8]) -> (Vec<OfferedRow>, Option<String>) {
 }
 
 fn offered_row(at: usize, room: &[u8]) -> OfferedRow {
-    let text = |key: &str, most: usize| read::get_text(room, key).map(|text| bounded(text, most)).unwrap_or_default();
+    // Another server's text, in whatever way it writes letters.
+    let text = |key: &str, most: usize| {
+        let text = read::get(room, key).and_then(|value| serde_json::from_slice::<String>(value).ok());
+        text.map(|text| bounded(text, most)).unwrap_or_default()
+    };
     let members = read::get(room, "num_joined_members").and_then(read::integer).unwrap_or(0).max(0) as u64;
     let (alias, room_id) = (text("canonical_alias", 255), text("room_id", 255));
     let address = if alias.is_empty() { room_id } else { alias };

@@ -39,9 +39,18 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
         content,
         sticky_ms: sticky(&request)?,
         delay_ms,
-        txn: Some((super::send::device_of(&requester), request.param("txn_id").to_owned())),
+        txn: Some((device_of(&requester), request.param("txn_id").to_owned())),
     };
     schedule(&client, &requester, &request, delay).await
+}
+
+/// Under which device a transaction id is kept: an application service may send without one. Without any name stand events
+/// that were scheduled.
+pub fn device_of(requester: &Requester) -> String {
+    match requester.device_id.as_str() {
+        "" => " ".to_owned(),
+        device => device.to_owned(),
+    }
 }
 
 /// The delay in the query of a send; none for an event that is sent at once. 400 `M_INVALID_PARAM` when it is no number.
@@ -70,7 +79,7 @@ pub async fn again(client: &Client, requester: &Requester, request: &Request) ->
         return Ok(None);
     }
     let (room_id, kind) = (request.param_as::<OwnedRoomId>("room_id")?, request.param("type"));
-    let device = super::send::device_of(requester);
+    let device = device_of(requester);
     let txn = (device.as_str(), request.param("txn_id"));
     let id = client.rooms.scheduled(&requester.user_id, &room_id, kind, txn).await?;
     Ok(id.map(|id| Response::json(&json!({ "delay_id": id }))))

@@ -29,7 +29,7 @@ pub async fn message(client: Arc<Client>, mut request: Request) -> Result<Respon
         Ok(content) => content,
         Err(failed) => return delayed::again(&client, &requester, &request).await?.ok_or(failed),
     };
-    let txn = Some((device_of(&requester), request.param("txn_id").to_owned()));
+    let txn = Some((delayed::device_of(&requester), request.param("txn_id").to_owned()));
     let ts = auth::massaged_time(&requester, &request)?;
     let (kind, sticky_ms) = (request.param("type").to_owned(), delayed::sticky(&request)?);
     if let Some(delay_ms) = delayed::in_query(&request)? {
@@ -122,7 +122,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     }
     let content = to_raw_value(&content).map_err(ErrorResponse::internal)?;
     let related = (target.clone(), content.clone());
-    let txn = request.param_maybe("txn_id").map(|txn| (device_of(&requester), txn.to_owned()));
+    let txn = request.param_maybe("txn_id").map(|txn| (delayed::device_of(&requester), txn.to_owned()));
     let ts = auth::massaged_time(&requester, &request)?;
     let (kind, paid) = ("m.room.redaction".to_owned(), paid(&mut request));
     let sending = Sending { kind, state_key: None, content, redacts: Some(target), sticky_ms: None, ts, txn, paid };
@@ -133,15 +133,6 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
         client.rooms.redact_related(&requester.user_id, &room_id, &target, with_rel_types, content).await?;
     }
     Ok(answer)
-}
-
-/// Under which device a transaction id is kept: an application service may send without one. Without any name stand events
-/// that were scheduled.
-pub fn device_of(requester: &Requester) -> String {
-    match requester.device_id.as_str() {
-        "" => " ".to_owned(),
-        device => device.to_owned(),
-    }
 }
 
 async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> {

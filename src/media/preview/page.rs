@@ -394,7 +394,7 @@ mod tests {
         says(
             "<html><head><TITLE>\n Much\t room </TITLE><meta name=description content=\"\"></head><body><header>menu</header>\
              <h1>Hello,</h1>\n<p>it&#39;s <b>me</b> &mdash; 1 < 2<script>if (a < b) \"</scrip\" </script><style>p{}</style>. <!-- no > -- this --><!-->, <!--->dear<!-- no --> End",
-            &[("og:title", "Much room"), ("og:description", "Hello, it's me \u{2014} 1 < 2 . End")],
+            &[("og:title", "Much room"), ("og:description", "Hello, it's me \u{2014} 1 < 2 . , dear End")],
             None,
         );
         says("<meta name=twitter:title content=T><meta name=twitter:image content=i>", &[("og:title", "T")], Some("i"));

@@ -171,13 +171,13 @@ impl Services {
                 tracing::warn!("the application service {} answers a look-up with what is no list", service.id);
                 continue;
             };
-            let fits = |one: &Box<RawValue>| {
+            let fits = |one: &RawValue| {
                 let text = one.get().as_bytes();
                 ["protocol", kind.field()]
                     .iter()
                     .all(|field| crate::matrix::json::read::get_text(text, field).is_some())
             };
-            found.extend(list.into_iter().filter(fits));
+            found.extend(list.into_iter().filter(|one| fits(one)));
         }
         found
     }

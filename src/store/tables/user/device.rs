@@ -111,6 +111,8 @@ pub fn put(w: &mut Write<'_>, user: UserNum, device_id: &str, device: &Device) -
 }
 
 pub fn remove(w: &mut Write<'_>, user: UserNum, device_id: &str) -> Result<()> {
+    // A device of an application service has no token that ends with it.
+    w.announce(Change { users: vec![user], sessions: true, ..Change::default() });
     w.remove(&DEVICE, &prefix(user, device_id)).map(drop)
 }
 
