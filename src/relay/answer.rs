@@ -26,6 +26,8 @@ const NONCE_BASE_S: u64 = NONCE_S;
 const PEERS_MAX: usize = 16;
 /// Ports tried for an allocation.
 const PORT_TRIES: u16 = 64;
+/// The channels of RFC 5766. RFC 8656 has those up to 0x4fff alone; older clients, coturn's tools among them, take any of these.
+const CHANNELS: std::ops::RangeInclusive<u16> = 0x4000..=0x7ffe;
 const UDP: u32 = 17 << 24;
 /// What a request may have that must be understood.
 const KNOWN: &[u16] = &[
@@ -237,8 +239,7 @@ impl Inner {
             method::CHANNEL_BIND => {
                 let peer = request.address(attribute::XOR_PEER_ADDRESS).ok_or(BAD)?;
                 let number = request.number(attribute::CHANNEL_NUMBER).ok_or(BAD)? >> 16;
-                let number =
-                    u16::try_from(number).ok().filter(|number| (0x4000..=0x4fff).contains(number)).ok_or(BAD)?;
+                let number = u16::try_from(number).ok().filter(|number| CHANNELS.contains(number)).ok_or(BAD)?;
                 let place = self.place(&allocation, peer.ip())?;
                 let mut state = allocation.state();
                 if !state.bind(number, peer, now) {

@@ -83,7 +83,7 @@ pub struct Message<'a> {
 pub fn read(datagram: &[u8]) -> Option<Arrived<'_>> {
     match datagram.first()? {
         0..=0x3f => Message::read(datagram).map(Arrived::Message),
-        0x40..=0x4f => {
+        0x40..=0x7f => {
             let (number, length) = (be16(datagram, 0)?, be16(datagram, 2)? as usize);
             Some(Arrived::Channel(number, datagram.get(4..4 + length)?))
         }
@@ -97,7 +97,7 @@ pub fn length_in_stream(bytes: &[u8]) -> Result<Option<usize>, NotOurs> {
     let (Some(first), Some(length)) = (bytes.first(), be16(bytes, 2)) else { return Ok(None) };
     let length = match first {
         0..=0x3f if length % 4 == 0 => HEADER_BYTES + length as usize,
-        0x40..=0x4f => 4 + (length as usize).next_multiple_of(4),
+        0x40..=0x7f => 4 + (length as usize).next_multiple_of(4),
         _ => return Err(NotOurs),
     };
     if length <= MESSAGE_BYTES_MAX { Ok(Some(length)) } else { Err(NotOurs) }
