@@ -204,8 +204,15 @@ impl Folder {
             let Ok(folders) = fs::read_dir(&of_kind) else { continue };
             for folder in folders {
                 let folder = folder.map_err(at(&of_kind))?.path();
+                // A disk may have a folder `media` of its owner's: what has no name of ours is not ours to remove.
+                if !is_ours(&folder, 2) {
+                    continue;
+                }
                 for file in fs::read_dir(&folder).map_err(at(&folder))? {
                     let path = file.map_err(at(&folder))?.path();
+                    if !is_ours(&path, 64) {
+                        continue;
+                    }
                     let name = path.strip_prefix(root).map(|name| name.display().to_string()).unwrap_or_default();
                     if !filter.has(&name) {
                         fs::remove_file(&path).map_err(at(&path))?;
@@ -215,6 +222,13 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Whether a name begins with so many digits of a hash, behind which is nothing or a suffix.
+fn is_ours(path: &Path, digits: usize) -> bool {
+    let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+    let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    name.iter().take_while(|byte| is_digit(*byte)).count() == digits && matches!(name.get(digits), None | Some(b'.'))
 }
 
 fn filter_add(filter: &mut Filter, path: &str) {
@@ -294,7 +308,7 @@ pub fn list(root: &Path) -> Result<Vec<Found>, Error> {
             Some(name) => (name.strip_suffix(LIST), true),
             None => (name.strip_suffix(LIST), false),
         };
-        found.extend(stamp.map(|stamp| Found { stamp: stamp.to_owned(), is_sealed }));
+        found.extend(stamp.filter(|stamp| is_stamp(stamp)).map(|stamp| Found { stamp: stamp.to_owned(), is_sealed }));
     }
     found.sort_by(|one, other| one.stamp.cmp(&other.stamp));
     Ok(found)
@@ -376,6 +390,13 @@ fn place(root: &Path, names: Option<&[u8; 32]>, entry: &Entry) -> PathBuf {
 /// The name of a backup: its time, without what a FAT file system does not take.
 pub fn stamp(made_ms: u64) -> String {
     timestamp(made_ms).replace(':', "")
+}
+
+/// Whether a text is one that [`stamp`] makes: another file `….list` in the folder is no backup.
+fn is_stamp(text: &str) -> bool {
+    let form = b"0000-00-00T000000Z";
+    let fits = |(byte, form): (u8, &u8)| if *form == b'0' { byte.is_ascii_digit() } else { byte == *form };
+    text.len() == form.len() && text.bytes().zip(form).all(fits)
 }
 
 pub fn copy(from: &mut dyn Read, to: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {

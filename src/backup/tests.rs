@@ -371,6 +371,12 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     let order = || Order { keep_days: Some(10), ..house.order("to") };
     let gone = house.media("d", b"gone soon", Some(7));
     house.make(order()).await.unwrap();
+    // On a disk that has other things too, these stay.
+    let others = [house.target("to/media/films/film.mkv"), house.target("to/media/ab/cd"), house.target("to/1.list")];
+    for path in &others {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, "somebody's own").unwrap();
+    }
     let name = gone.file_name().unwrap().to_owned();
     let kept = house.target("to/media").join(&name.to_str().unwrap()[..2]).join(&name);
     assert!(kept.exists());
@@ -388,6 +394,7 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     house.clock.advance(Duration::from_millis(90 * DAY_MS));
     house.make(order()).await.unwrap();
     assert_eq!(backups_in(&house.target("to")).unwrap().len(), 1);
+    assert!(others.iter().all(|path| path.exists()), "{others:?}");
 }
 
 /// A backup that was ended half-way leaves what it wrote, and the next one does not write that again.
