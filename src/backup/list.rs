@@ -11,7 +11,7 @@ use super::{Error, Media};
 
 const FIRST: &str = "snug backup 1";
 /// Longer lines are not ours: a name of 200 letters, a hash, numbers.
-const LINE_BYTES_MAX: usize = 512;
+pub const LINE_BYTES_MAX: usize = 512;
 /// A file of the data folder, such as a key.
 pub const FILE_BYTES_MAX: u64 = 256 << 10;
 /// Names in the data folder that are no such files.
