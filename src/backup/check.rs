@@ -70,7 +70,7 @@ impl Source {
         }
     }
 
-    /// Reads all of a folder's backup, past what is damaged: those things are told to `bad`.
+    /// Reads all of a folder's backup, past what is damaged or [`Error::Unusable`]: those things are told to `bad`.
     pub fn survey(
         &self,
         tell: &mut dyn FnMut(&Progress),
@@ -110,7 +110,7 @@ impl Source {
                         // What follows a bad piece is not bad for that.
                         taking.pieces = entry.name.parse().unwrap_or(taking.pieces);
                     }
-                    bad(&head, &entry, failed);
+                    bad(&head, &entry, named(&entry, failed));
                 }
                 (taken, _) => taken.map_err(|failed| named(&entry, failed))?,
             }
@@ -157,7 +157,7 @@ impl Source {
                 Kind::File | Kind::Rows => {
                     let most = if entry.kind == Kind::File { FILE_BYTES_MAX } else { self.piece_bytes_max };
                     if bytes > most {
-                        return Err(named(&entry, Error::Bad(TOO_LONG.to_owned())));
+                        return Err(named(&entry, Error::Unusable(TOO_LONG.to_owned())));
                     }
                     let mut text = Vec::new();
                     reader.read_to_end(&mut text).map_err(|failed| Error::Bad(format!("it is damaged: {failed}")))?;
@@ -192,6 +192,7 @@ fn named(entry: &Entry, failed: Error) -> Error {
     };
     match failed {
         Error::Bad(why) => Error::Bad(format!("{what}: {why}")),
+        Error::Unusable(why) => Error::Unusable(format!("{what}: {why}")),
         Error::Io(why) | Error::File(_, why) if why.kind() == io::ErrorKind::UnexpectedEof => {
             Error::Bad(format!("{what}: its end is missing"))
         }
@@ -237,7 +238,7 @@ impl Taking<'_> {
         }
         let most = if entry.kind == Kind::File { FILE_BYTES_MAX } else { self.piece_bytes_max };
         if entry.bytes > most {
-            return Err(Error::Bad(TOO_LONG.to_owned()));
+            return Err(Error::Unusable(TOO_LONG.to_owned()));
         }
         let mut text = Vec::new();
         // What is packed is at most a little longer than what it unpacks to.
@@ -316,7 +317,7 @@ impl Sink for Looking {
 pub fn bad_piece(bad: BadPiece) -> Error {
     match bad {
         BadPiece::Store(failed) => Error::Store(failed),
-        other => Error::Bad(other.to_string()),
+        other => Error::Unusable(other.to_string()),
     }
 }
 

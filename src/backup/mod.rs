@@ -456,6 +456,9 @@ fn names_key(hash_key: &[u8; 16]) -> [u8; 32] {
 pub enum Error {
     #[error("{0}")]
     Bad(String),
+    /// Of a thing that may be just as it was written: this version or its memory budget cannot take it.
+    #[error("{0}")]
+    Unusable(String),
     #[error("it is sealed: its passphrase or identity is needed")]
     Sealed,
     #[error("another backup is being made")]

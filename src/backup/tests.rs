@@ -268,6 +268,11 @@ async fn damage_is_found_and_mended() {
         assert!(!path.exists());
         fs::write(&path, text).unwrap();
     }
+    // A piece that is longer than this board has memory for is none that is damaged.
+    let (small, mut told) = (Source { piece_bytes_max: 10, ..source(&house.target("to")) }, Vec::new());
+    small.survey(&mut |_| (), &mut |_, _, failed| told.push(failed)).unwrap();
+    let is_unusable = |failed: &Error| matches!(failed, Error::Unusable(why) if why.starts_with("piece 0") && why.contains("--budget"));
+    assert!(!told.is_empty() && told.iter().all(is_unusable), "{told:?}");
     let picture = files_below(&house.target("to/media")).into_iter().find(|path| path.extension().is_none()).unwrap();
     fs::remove_file(&picture).unwrap();
     house.clock.advance(Duration::from_secs(60));

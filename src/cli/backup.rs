@@ -150,19 +150,29 @@ fn verify(
     if is_sealed {
         source.key = Some(key(config, path, identity, passphrase_file)?);
     }
-    let (mut bar, mut bad) = (Bar::new(), Vec::new());
+    let (mut bar, mut damaged, mut unusable) = (Bar::new(), 0u64, 0u64);
     let read = source.survey(&mut |progress| bar.progress(progress), &mut |head, entry, failed| {
-        set_aside(path, head, entry);
-        bad.push(failed.to_string());
+        match failed {
+            // It is what was written: the next backup would only write the same again.
+            backup::Error::Unusable(_) => unusable += 1,
+            _ => {
+                set_aside(path, head, entry);
+                damaged += 1;
+            }
+        }
         tell(&format!("{failed}\n"));
     });
     bar.end();
     let (head, progress) = read.map_err(|error| format!("{}: {error}", path.display()))?;
-    if !bad.is_empty() {
+    if damaged > 0 {
         return Err(format!(
-            "{} things of this backup are damaged. They are set aside as `….bad`, and the next backup writes them again if the server \
-             still has them",
-            bad.len()
+            "{damaged} things of this backup are damaged. They are set aside as `….bad`, and the next backup writes them again if the \
+             server still has them"
+        ));
+    }
+    if unusable > 0 {
+        return Err(format!(
+            "{unusable} things of this backup cannot be restored by this version with this memory budget; they stay where they are"
         ));
     }
     Ok(print(&format!(
