@@ -163,6 +163,10 @@ pub(super) fn finish_restore(folder: &Path) -> Result<bool, Failed> {
         return Ok(false);
     }
     if !verified.exists() {
+        // Cut short behind the last move: only the empty folder is left.
+        if has_database(folder)? && std::fs::remove_dir(&from).is_ok() {
+            return Ok(true);
+        }
         let why = "a restore into this folder was cut short: run `snug restore` again, or remove this folder to begin a new \
              server";
         return Err(failed(from.display(), why));
@@ -378,6 +382,25 @@ mod tests {
         write(DATABASE, b"redb and more");
         write(RESERVE, b"");
         assert_eq!(said(), "", "it is whole");
+    }
+
+    /// The power went between the mark of a restore and its folder, and the server did not start.
+    #[test]
+    fn a_restore_is_finished_wherever_it_was_cut_short() {
+        let folder = Folder::new("restored");
+        let from = folder.0.join(RESTORING);
+        std::fs::create_dir(&from).unwrap();
+        assert!(finish_restore(&folder.0).err().unwrap().to_string().contains("cut short"), "nothing was verified");
+        for name in [DATABASE, VERIFIED] {
+            std::fs::write(from.join(name), "rows").unwrap();
+        }
+        assert!(finish_restore(&folder.0).unwrap() && !from.exists() && has_database(&folder.0).unwrap());
+        std::fs::create_dir(&from).unwrap();
+        assert!(finish_restore(&folder.0).unwrap() && !from.exists());
+        assert!(!finish_restore(&folder.0).unwrap());
+        std::fs::create_dir(&from).unwrap();
+        std::fs::write(from.join(DATABASE), "other rows").unwrap();
+        assert!(finish_restore(&folder.0).is_err(), "a restore that was never verified");
     }
 
     /// A missing signing key was made anew, although there were accounts and rooms, and other servers no longer
