@@ -159,7 +159,7 @@ impl Source {
                     if bytes > most {
                         return Err(named(&entry, Error::Unusable(TOO_LONG.to_owned())));
                     }
-                    let mut text = Vec::new();
+                    let mut text = Vec::with_capacity(bytes as usize);
                     reader.read_to_end(&mut text).map_err(|failed| Error::Bad(format!("it is damaged: {failed}")))?;
                     entry.hash = Sha256::digest(&text).into();
                     taking.taken(&entry, text).map_err(|failed| named(&entry, failed))?;
@@ -240,9 +240,10 @@ impl Taking<'_> {
         if entry.bytes > most {
             return Err(Error::Unusable(TOO_LONG.to_owned()));
         }
-        let mut text = Vec::new();
         // What is packed is at most a little longer than what it unpacks to.
-        input.take(entry.bytes + entry.bytes / 128 + 1024).read_to_end(&mut text)?;
+        let packed_max = entry.bytes + entry.bytes / 128 + 1024;
+        let mut text = Vec::with_capacity(packed_max as usize);
+        input.take(packed_max).read_to_end(&mut text)?;
         if is_packed {
             let unpacked = zstd::bulk::decompress(&text, entry.bytes as usize);
             text = unpacked.map_err(|failed| Error::Bad(format!("it cannot be unpacked: {failed}")))?;

@@ -127,6 +127,10 @@ impl CopyOut {
                     (long, is_full) = ((rows == 0).then_some(more as u64), true);
                     return Ok(ControlFlow::Break(()));
                 }
+                if out.is_empty() {
+                    // It does not grow behind this, which would take twice as much.
+                    out.reserve_exact(more.max(PIECE_BYTES_MAX));
+                }
                 if !named {
                     named = true;
                     out.extend_from_slice(&[TABLE, table.name.len() as u8]);
