@@ -358,7 +358,8 @@ impl Backups {
         let passphrase = match options.passphrase_file.clone() {
             Some(path) => {
                 let text = blocking(move || std::fs::read_to_string(&path).map_err(at(&path))).await?;
-                Some(text.trim_end_matches(['\n', '\r']).to_owned())
+                // As `snug restore` reads it.
+                Some(text.lines().next().unwrap_or_default().to_owned())
             }
             None => None,
         };
