@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use ruma::RoomId;
 
-use super::PAUSE;
+use super::{PAUSE, ROWS_MAX};
 use crate::base::Worker;
 use crate::room::Rooms;
 use crate::room::append::relations::relation_of;
@@ -19,7 +19,8 @@ use crate::store::tables::room::{self, Status, event, relation, timeline};
 use crate::store::{self, RoomNum, Write, WriteError};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-/// Events looked at in one write; those that go are about four rows each.
+/// Events looked at in one write; those that go are about four rows each, and those of the relations to them: behind
+/// [`ROWS_MAX`] of all these the write ends.
 const EVENTS_A_STEP: usize = 200;
 /// Relations to one event that are looked at: one that has more stays.
 const RELATIONS_MAX: usize = 100;
@@ -144,7 +145,13 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Re
         page.push((order, event));
         Ok(if page.len() < EVENTS_A_STEP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
+    let (mut rows, mut reached, mut is_full) = (0, None, page.len() == EVENTS_A_STEP);
     for (order, at) in &page {
+        if rows >= ROWS_MAX {
+            is_full = true;
+            break;
+        }
+        reached = Some(*order);
         let Some(old) = event::row(w, *at)? else { continue };
         if old.origin_server_ts >= before_ms {
             continue;
@@ -158,7 +165,7 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Re
         if let Some((rel, target)) = relation_of(w, num, &event)? {
             relation::remove(w, num, target, rel, *order)?;
         }
-        relation::remove_all(w, num, *at, RELATIONS_MAX)?;
+        rows += 4 + relation::remove_all(w, num, *at, RELATIONS_MAX)?;
         timeline::remove(w, num, *order)?;
         event::remove(w, *at)?;
         let bytes = event.to_federation().len() as u64;
@@ -168,8 +175,7 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Re
     if done.events > 0 {
         room::put(w, num, &row)?;
     }
-    let is_full = page.len() == EVENTS_A_STEP;
-    done.next = page.last().map(|(order, _)| *order).filter(|_| is_full && is_any_old);
+    done.next = reached.filter(|_| is_full && is_any_old);
     Ok(done)
 }
 
