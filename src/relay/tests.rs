@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering as Order;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 
-use super::message::{Arrived, Class, Key, Message, Writer, attribute, method, read};
+use super::message::{Arrived, Class, Key, Message, Writer, attribute, method, read, write_channel};
 use super::*;
 use crate::budget::Budget;
 
@@ -112,6 +112,14 @@ impl Phone {
         self.ask(method::CREATE_PERMISSION, |asks| asks.address(attribute::XOR_PEER_ADDRESS, peer)).await.1
     }
 
+    async fn bind(&mut self, number: u16, peer: SocketAddr) -> u16 {
+        let number = u32::from(number) << 16;
+        let bind = self.ask(method::CHANNEL_BIND, |asks| {
+            asks.number(attribute::CHANNEL_NUMBER, number).address(attribute::XOR_PEER_ADDRESS, peer)
+        });
+        bind.await.1
+    }
+
     async fn send(&self, peer: SocketAddr, data: &[u8]) {
         let mut out = [0; 2048];
         let sends = Writer::new(&mut out, Class::Indication, method::SEND, [1; 12])
@@ -146,10 +154,7 @@ async fn two_phones_talk_through_their_allocations() {
     assert_eq!((message.class, message.method), (Class::Indication, method::DATA));
     assert_eq!(message.get(attribute::DATA), Some(&b"hello"[..]));
     assert_eq!(message.address(attribute::XOR_PEER_ADDRESS), Some(annas));
-    let bind = ben.ask(method::CHANNEL_BIND, |asks| {
-        asks.number(attribute::CHANNEL_NUMBER, 0x4001 << 16).address(attribute::XOR_PEER_ADDRESS, annas)
-    });
-    assert_eq!(bind.await.1, 0);
+    assert_eq!(ben.bind(0x4001, annas).await, 0);
     anna.send(bens, b"again").await;
     let heard = ben.hear().await;
     assert!(matches!(read(&heard), Some(Arrived::Channel(0x4001, b"again"))), "{heard:?}");
@@ -212,6 +217,31 @@ async fn who_asks_wrongly_is_told_why() {
     assert_eq!(twice.await.1, 437);
     phone.nonce = "1.abc".to_owned();
     assert_eq!(phone.ask(method::REFRESH, |asks| asks).await.1, 438);
+}
+
+/// The numbers of RFC 5766, which coturn's clients take any of; RFC 8656 left those up to 0x4fff.
+#[tokio::test]
+async fn channels_have_the_numbers_of_both_standards() {
+    let relay = relay(ports(), is_private);
+    let to = open(&relay).await;
+    let (mut anna, mut ben) = (Phone::at(to).await, Phone::at(to).await);
+    let (annas, bens) = (anna.allocate().await, ben.allocate().await);
+    assert_eq!(ben.bind(0x7ffe, annas).await, 0);
+    assert_eq!(anna.bind(0x5877, bens).await, 0);
+    for (number, peer, error) in [
+        (0x3fff, "192.88.100.1:9", 400),
+        (0x7fff, "192.88.100.1:9", 400),
+        (0x5877, "192.88.100.1:9", 400),
+        (0x5878, "192.168.1.1:80", 403),
+    ] {
+        assert_eq!(anna.bind(number, peer.parse().unwrap()).await, error, "{number:#x} for {peer}");
+    }
+    let mut out = [0; 64];
+    let length = write_channel(&mut out, 0x5877, b"hello", false).unwrap();
+    anna.socket.send_to(&out[..length], to).await.unwrap();
+    let heard = ben.hear().await;
+    assert!(matches!(read(&heard), Some(Arrived::Channel(0x7ffe, b"hello"))), "{heard:?}");
+    relay.stop();
 }
 
 /// A user has some allocations, and all together what the account pays for.
