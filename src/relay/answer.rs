@@ -1,5 +1,6 @@
 //! What is asked of the relay: an address seen, an allocation, more time for it, permissions, channels.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
@@ -391,12 +392,15 @@ fn towards(other: SocketAddr) -> Option<IpAddr> {
 }
 
 /// Only an address of this machine can be bound to, and those of groups. Unspecified and loopback addresses count, whichever
-/// they are.
-fn is_of_this_machine(ip: IpAddr) -> bool {
+/// they are; and so does any for which the system cannot tell, as when no more files can be opened: data for this machine
+/// goes into no socket.
+pub(super) fn is_of_this_machine(ip: IpAddr) -> bool {
     if ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) {
         return false;
     }
-    ip.is_unspecified() || ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+    let is_foreign =
+        |error: std::io::Error| matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::InvalidInput);
+    ip.is_unspecified() || ip.is_loopback() || !UdpSocket::bind((ip, 0)).is_err_and(is_foreign)
 }
 
 /// RFC 1918, link-local, unique local, and those of a VPN such as Tailscale (RFC 6598).

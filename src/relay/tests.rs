@@ -177,6 +177,8 @@ async fn nothing_is_relayed_into_this_machine_or_the_home() {
         assert_eq!(phone.permit(peer).await, 403, "{peer}");
     }
     assert_eq!(phone.permit("[2001:4860::1]:1").await, 443);
+    let is_here = |ip: &str| answer::is_of_this_machine(ip.parse().unwrap());
+    assert!(is_here("127.0.0.9") && is_here("0.0.0.0") && !is_here("192.88.100.1") && !is_here("224.0.0.251"));
     assert_eq!(phone.permit("192.88.100.1:9").await, 0, "public ones are what it is for");
     // This machine's addresses stand for other allocations, and a socket of another program hears nothing.
     let victim = UdpSocket::bind("127.0.0.1:0").await.unwrap();
