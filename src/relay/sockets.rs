@@ -1,7 +1,7 @@
 //! Where messages come in: UDP sockets, and streams over TCP and TLS.
 //!
 //! A stream that has logged nobody in is closed after [`UNPROVEN`], and all of those together take half of the account at
-//! most.
+//! most. One that has is closed as long after the end of its allocation.
 
 use std::io;
 use std::net::SocketAddr;
@@ -26,10 +26,8 @@ const STREAM_BYTES: u64 = 56 * 1024;
 /// With TLS: a record on its way in and one on its way out besides.
 const TLS_STREAM_BYTES: u64 = 96 * 1024;
 const TLS_SEND_BYTES: usize = 16 * 1024;
-/// Until somebody has an allocation.
+/// Until somebody has an allocation, and after it.
 const UNPROVEN: Duration = Duration::from_secs(15);
-/// A stream with an allocation says something within each lifetime of that.
-const IDLE: Duration = Duration::from_secs(3700);
 /// A client that takes nothing for so long is gone.
 const WRITE: Duration = Duration::from_secs(20);
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -159,11 +157,14 @@ impl Inner {
         let (mut length, mut unproven) = (0, Some(unproven));
         let began = clock.instant();
         loop {
-            let patience = match &unproven {
-                Some(_) => (began + UNPROVEN).saturating_sub(clock.instant()),
-                None if self.table.lock().by_client.contains_key(&client) => IDLE,
+            let known = self.table.lock().by_client.get(&client).cloned();
+            let until = known.map(|allocation| allocation.state().until);
+            let patience = match (&unproven, until) {
+                (Some(_), _) => (began + UNPROVEN).saturating_sub(clock.instant()),
+                // It asks for more time before its allocation ends.
+                (None, Some(until)) => until.saturating_sub(clock.instant()) + UNPROVEN,
                 // It has given its allocation back.
-                None => UNPROVEN,
+                (None, None) => UNPROVEN,
             };
             let read = tokio::select! {
                 read = clock.timeout(patience, reader.read(&mut held[length..])) => read?.ok()?,
