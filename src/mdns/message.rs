@@ -15,7 +15,7 @@ const PTR: u16 = 12;
 const TXT: u16 = 16;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
-const ANY: u16 = 255;
+pub const ANY: u16 = 255;
 const IN: u16 = 1;
 /// In a question: answer me alone. In a record: forget others of this name.
 const TOP: u16 = 0x8000;
@@ -39,13 +39,14 @@ pub struct Asked {
     pub instances: [bool; 2],
     /// All questions about us want the answer for themselves.
     pub alone: bool,
-    /// Asked from a port that only ordinary DNS uses: the id and the first question are repeated.
+    /// Asked from a port that only ordinary DNS uses: the id and the first question are repeated, which is of this type.
     pub id: u16,
+    pub kind: u16,
 }
 
 impl Asked {
     pub fn all() -> Asked {
-        Asked { host: true, services: true, kinds: [true; 2], instances: [true; 2], alone: false, id: 0 }
+        Asked { host: true, services: true, kinds: [true; 2], instances: [true; 2], alone: false, id: 0, kind: ANY }
     }
 
     pub fn any(&self) -> bool {
@@ -107,6 +108,9 @@ impl<'a> Reading<'a> {
             }
             if (Asked { alone: false, ..before }) != (Asked { alone: false, ..asked }) {
                 alone &= class & TOP != 0;
+                if !before.any() {
+                    asked.kind = kind;
+                }
             }
         }
         // A probe says what it wants to have in the part about authorities.
@@ -232,7 +236,7 @@ impl Writing {
             writing.ttl_s_max = ttl_s_max.min(LEGACY_TTL_S);
             writing.is_whole = false;
             writing.bytes[..2].copy_from_slice(&asked.id.to_be_bytes());
-            writing.question(&writing_question(asked, names), ANY);
+            writing.question(&writing_question(asked, names), asked.kind);
         }
         let mut needs_host = asked.host;
         for (place, service) in names.services().into_iter().enumerate() {
@@ -366,7 +370,7 @@ mod tests {
     #[test]
     fn questions_about_us_are_heard() {
         let host = asked(&question(&["SNUG", "Local"], A, IN));
-        assert_eq!(host, Asked { host: true, ..Asked::default() });
+        assert_eq!(host, Asked { host: true, kind: A, ..Asked::default() });
         assert!(asked(&question(&["snug", "local"], AAAA, IN | TOP)).alone);
         assert!(asked(&question(SERVICES, PTR, IN)).services);
         assert_eq!(asked(&question(MATRIX, PTR, IN)).kinds, [true, false]);
@@ -397,8 +401,11 @@ mod tests {
         assert_eq!(hear(&Writing::probe(&names, &mine), &names), Heard::Wanted([192, 168, 1, 5].into()));
         let gone = Writing::answer(&Asked::all(), &names, &mine, 0, false);
         assert_eq!(hear(&gone, &names), Heard::Nothing, "one that takes its leave has no name");
-        let legacy = Writing::answer(&Asked { host: true, id: 77, ..Asked::default() }, &names, &mine, u32::MAX, true);
+        let mut asks = question(&["snug", "local"], AAAA, IN);
+        asks[1] = 77;
+        let legacy = Writing::answer(&asked(&asks), &names, &mine, u32::MAX, true);
         assert_eq!((&legacy[..2], &legacy[4..8]), (&[0, 77][..], &[0, 1, 0, 2][..]));
+        assert_eq!(legacy[12..asks.len()], asks[12..], "the question is repeated");
     }
 
     /// Names that point at themselves among them.

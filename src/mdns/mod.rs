@@ -20,7 +20,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::watch;
 
 use crate::base::{Clock, Worker};
-use message::{Asked, HTTP, Heard, MATRIX, MESSAGE_BYTES_MAX, Writing, hear};
+use message::{ANY, Asked, HTTP, Heard, MATRIX, MESSAGE_BYTES_MAX, Writing, hear};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
 const PORT: u16 = 5353;
@@ -189,7 +189,7 @@ impl Responder {
                 Heard::Asked(asked) => worker.done(u64::from(self.reply(&mut socket, &asked, from))),
                 Heard::Wanted(_) => {
                     // The name is ours: who asks for it is told so.
-                    let asked = Asked { host: true, ..Asked::default() };
+                    let asked = Asked { host: true, kind: ANY, ..Asked::default() };
                     worker.done(u64::from(self.reply(&mut socket, &asked, from)));
                 }
                 Heard::Taken(_) if self.clock.instant() >= settled + SETTLED => {
