@@ -253,10 +253,7 @@ impl Responder {
         };
         socket.network_of(from)?;
         let heard = hear(bytes.get(..length)?, &self.names.lock());
-        // Programs on this machine may ask. Another responder here, and we ourselves, are no rivals.
-        let is_here = socket.networks.iter().any(|of| of.ip == *from.ip());
-        let is_of_rivals = matches!(heard, Heard::Taken(_) | Heard::Wanted(_));
-        (!(is_here && is_of_rivals) && heard != Heard::Nothing).then_some((heard, from))
+        (!is_echo(heard, *from.ip(), &socket.networks) && heard != Heard::Nothing).then_some((heard, from))
     }
 
     /// Whether it was answered.
@@ -278,6 +275,17 @@ impl Responder {
         let socket = Speaking { socket, networks, second: 0, answers: 0 };
         socket.say_to_all(|of| Writing::answer(&Asked::all(), &names, &of.addresses(), 0, false));
     }
+}
+
+/// Whether what looks like a rival is none: another responder of this machine, we ourselves, or who repeats what we said
+/// from one network to another, as some routers do. Programs on this machine may ask.
+fn is_echo(heard: Heard, from: Ipv4Addr, networks: &[Network]) -> bool {
+    let claimed = match heard {
+        Heard::Taken(claimed) => claimed,
+        Heard::Wanted(wanted) => Some(wanted),
+        Heard::Asked(_) | Heard::Nothing => return false,
+    };
+    networks.iter().any(|of| of.ip == from || claimed == Some(of.ip))
 }
 
 /// An open socket and where it speaks.
@@ -324,4 +332,22 @@ fn shared_socket() -> io::Result<std::net::UdpSocket> {
     let socket = std::net::UdpSocket::from(socket);
     socket.set_multicast_ttl_v4(255)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_repeats_our_words_is_no_rival() {
+        let network = |ip: [u8; 4]| Network { ip: ip.into(), mask: 0xffff_ff00, v6: None };
+        let networks = [network([192, 168, 1, 5]), network([192, 168, 2, 5])];
+        let (mine, router, other) = ([192, 168, 1, 5].into(), [192, 168, 2, 1].into(), [192, 168, 1, 9].into());
+        assert!(is_echo(Heard::Taken(Some(mine)), router, &networks));
+        assert!(is_echo(Heard::Wanted(mine), router, &networks));
+        assert!(is_echo(Heard::Taken(None), mine, &networks));
+        assert!(!is_echo(Heard::Taken(Some(other)), other, &networks));
+        assert!(!is_echo(Heard::Taken(None), other, &networks) && !is_echo(Heard::Wanted(other), router, &networks));
+        assert!(!is_echo(Heard::Asked(Asked::all()), mine, &networks), "programs here may ask");
+    }
 }
