@@ -30,6 +30,9 @@ const LOOK_FIRST: Duration = Duration::from_secs(5);
 /// Three questions whether the name is free, a quarter of a second apart (RFC 6762, section 8.1).
 const PROBES: usize = 3;
 const PROBE: Duration = Duration::from_millis(250);
+/// After so many rivals in a row names are asked for slowly (RFC 6762, section 8.1): one who lies says it each time.
+const RIVALS_MAX: u32 = 15;
+const RIVALS_PAUSE: Duration = Duration::from_secs(5);
 const ANNOUNCE: Duration = Duration::from_secs(1);
 /// After a rival has shown up, the name is not changed again for so long: who wants to, could make us change it for ever.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -205,7 +208,7 @@ impl Responder {
     /// Asks for the name until one is free, and says that it is taken now.
     async fn settle(&self, socket: &mut Speaking) {
         self.found_as.send_replace(None);
-        let mut asked = 0;
+        let (mut asked, mut rivals) = (0, 0u32);
         while asked < PROBES {
             let names = self.names.lock().clone();
             socket.say_to_all(|of| Writing::probe(&names, &of.addresses()));
@@ -221,9 +224,12 @@ impl Responder {
                 };
                 if loses {
                     self.names.lock().next();
-                    asked = 0;
+                    (asked, rivals) = (0, rivals.saturating_add(1));
                     break;
                 }
+            }
+            if asked == 0 && rivals >= RIVALS_MAX {
+                self.clock.sleep(RIVALS_PAUSE).await;
             }
         }
         let names = self.names.lock().clone();
