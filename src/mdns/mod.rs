@@ -138,11 +138,6 @@ impl Responder {
         self.clock.timeout(patience, known).await.flatten()
     }
 
-    /// The same now.
-    pub fn known_as(&self) -> Option<String> {
-        self.found_as.borrow().clone()
-    }
-
     /// Answers for ever; run as a worker. A unit is an answer.
     pub async fn run(self: Arc<Self>, worker: &Worker) {
         for round in 0u64.. {
