@@ -27,15 +27,16 @@ impl Server {
             return Ok(());
         }
         let mut calls = (*self.users.calls()).clone();
-        if let TurnLogin::Open = calls.turn.login {
-            calls.turn.login = TurnLogin::Secret(self.random.token(32));
-        }
-        let login = match &calls.turn.login {
+        let (login, told) = match calls.turn.login.clone() {
             TurnLogin::Fixed { username, password } => {
-                Login::Fixed { username: username.clone(), password: password.clone() }
+                let told = TurnLogin::Fixed { username: username.clone(), password: password.clone() };
+                (Login::Fixed { username, password }, told)
             }
-            TurnLogin::Secret(secret) => Login::Secret(secret.clone()),
-            TurnLogin::Open => return Ok(()),
+            TurnLogin::Secret(secret) => (Login::Secret(secret.clone()), TurnLogin::Secret(secret)),
+            TurnLogin::Open => {
+                let secret = self.random.token(32);
+                (Login::Secret(secret.clone()), TurnLogin::Secret(secret))
+            }
         };
         let tls = match (&self.client_certificate, options.listen_tls.is_empty()) {
             (_, true) => None,
@@ -55,7 +56,7 @@ impl Server {
             is_private: remote::is_private,
             options: options.clone(),
         });
-        let mut own = OwnRelay::default();
+        let mut own = OwnRelay { login: told, ..OwnRelay::default() };
         for address in options.listen {
             let wrong = |error| failed("turn.listen", format_args!("cannot listen on {address}: {error}"));
             let (opened, udp) = relay.serve_udp(address).await.map_err(wrong)?;

@@ -45,14 +45,11 @@ impl Desk {
 
 impl super::Users {
     /// Sets what calls may use. Before the first request, and when the settings were read again. The relay inside stays as
-    /// it was opened, and the secret that it has.
+    /// it was opened.
     pub fn set_calls(&self, mut calls: Calls) {
         let mut place = self.0.desk.calls.write();
-        if let (Some(own), None) = (place.turn.own, calls.turn.own) {
-            calls.turn.own = Some(own);
-            if calls.turn.uris.is_empty() {
-                calls.turn.login = place.turn.login.clone();
-            }
+        if calls.turn.own.is_none() {
+            calls.turn.own = place.turn.own.clone();
         }
         *place = Arc::new(calls);
     }

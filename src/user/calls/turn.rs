@@ -24,24 +24,34 @@ pub struct Turn {
     pub own: Option<OwnRelay>,
 }
 
-/// The ports of the relay inside this server.
-#[derive(Debug, Clone, Copy, Default)]
+/// The relay inside this server, as it was opened.
+#[derive(Clone, Default)]
 pub struct OwnRelay {
     /// Of UDP and TCP.
     pub port: Option<u16>,
     pub tls_port: Option<u16>,
+    /// Which it checks until it is closed, whatever the settings say later.
+    pub login: TurnLogin,
 }
 
 impl Turn {
     /// The addresses that an app is told, which reaches this server at `host`: those of the settings, or else those of the relay
     /// inside this server there.
     pub fn uris_at(&self, host: Option<&str>) -> Vec<String> {
-        let (Some(own), Some(host), true) = (self.own, host, self.uris.is_empty()) else { return self.uris.clone() };
+        let (Some(own), Some(host), true) = (&self.own, host, self.uris.is_empty()) else { return self.uris.clone() };
         let plain = own
             .port
             .into_iter()
             .flat_map(|port| ["udp", "tcp"].map(|transport| format!("turn:{host}:{port}?transport={transport}")));
         plain.chain(own.tls_port.map(|port| format!("turns:{host}:{port}?transport=tcp"))).collect()
+    }
+
+    /// How people log in at these addresses.
+    fn login_there(&self) -> &TurnLogin {
+        match &self.own {
+            Some(own) if self.uris.is_empty() => &own.login,
+            _ => &self.login,
+        }
     }
 }
 
@@ -65,9 +75,9 @@ impl std::fmt::Debug for Turn {
 }
 
 impl Users {
-    /// The name and password with which a user logs in at the TURN server.
+    /// The name and password with which a user logs in at the TURN server of [`Turn::uris_at`].
     pub fn turn_credentials(&self, turn: &Turn, user: &UserId) -> (String, String) {
-        match &turn.login {
+        match turn.login_there() {
             TurnLogin::Open => (String::new(), String::new()),
             TurnLogin::Fixed { username, password } => (username.clone(), password.clone()),
             TurnLogin::Secret(secret) => credentials(secret, self.now_ms() / 1000 + turn.ttl_s, user.as_str()),
@@ -88,14 +98,17 @@ mod tests {
 
     #[test]
     fn the_relay_inside_is_where_the_server_is_reached() {
-        let own = Some(OwnRelay { port: Some(3478), tls_port: Some(5349) });
+        let login = TurnLogin::Secret("of this run".to_owned());
+        let own = Some(OwnRelay { port: Some(3478), tls_port: Some(5349), login });
         let mut turn = Turn { own, ..Turn::default() };
+        assert!(matches!(turn.login_there(), TurnLogin::Secret(secret) if secret == "of this run"));
         let there =
             ["turn:h.test:3478?transport=udp", "turn:h.test:3478?transport=tcp", "turns:h.test:5349?transport=tcp"];
         assert_eq!(turn.uris_at(Some("h.test")), there);
         assert!(turn.uris_at(None).is_empty());
         turn.uris = vec!["turn:else.test".to_owned()];
         assert_eq!(turn.uris_at(Some("h.test")), ["turn:else.test"]);
+        assert!(matches!(turn.login_there(), TurnLogin::Open), "the settings' own, and the relay's again without them");
     }
 
     /// Compared with `openssl dgst -sha1 -hmac`.
