@@ -27,15 +27,16 @@ use rcgen::{CertificateParams, KeyPair};
 use crate::base::private::{make_folder, write_secret};
 use crate::base::{Clock, Random, Worker};
 use crate::budget::Account;
-use crate::http::tls::{Certificate, Pair, Unusable};
+use crate::http::tls::{CHALLENGES_MAX, Certificate, Pair, Unusable};
 use crate::remote::web::Web;
 
 pub use acme::{AcmeOptions, Challenge, PRODUCTION, STAGING};
 pub use ending::{Ending, Told, Warning, ending};
 pub use own::Root;
 
-/// As many names stand in a certificate: an order asks about each, and the lines of a page stay few.
-pub const NAMES_MAX: usize = 24;
+/// As many names stand in a certificate: an order asks about each, by TLS about all at a time, and the lines of a page
+/// stay few.
+pub const NAMES_MAX: usize = CHALLENGES_MAX;
 /// The largest file of ours. A chain is some KiB.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
 /// How often the house's own authority looks at its names and dates.

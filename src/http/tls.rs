@@ -27,8 +27,8 @@ const PEM_BYTES_MAX: u64 = 256 * 1024;
 
 /// Certificates of one chain; a leaf and what leads to its root are two to four.
 const CHAIN_MAX: usize = 10;
-/// Challenges shown at a time: one for each name of an order.
-const CHALLENGES_MAX: usize = 16;
+/// Challenges shown at a time: one for each name of an order. Each is a certificate of half a KiB and its key.
+pub const CHALLENGES_MAX: usize = 24;
 
 /// A certificate chain with its key, that listeners show: as last read from its files, or as last put here.
 pub struct Certificate {
@@ -446,5 +446,8 @@ mod tests {
         certificate.end_challenges();
         assert_eq!(shown(&certificate, &[CHALLENGE], "a.example").await, None);
         assert_eq!(shown(&certificate, &[], "a.example").await.unwrap(), used_der);
+        let names: Vec<String> = (0..CHALLENGES_MAX).map(|at| format!("{at}.example")).collect();
+        names.iter().for_each(|name| certificate.answer_challenge(name, pair(name).0));
+        assert!(shown(&certificate, &[CHALLENGE], names.last().unwrap()).await.is_some(), "an order of all names");
     }
 }
