@@ -50,6 +50,8 @@ const AFTER_START_MS: u64 = 2 * MINUTE_MS;
 const SLEEP: Duration = Duration::from_secs(3600);
 /// How often a clock that is wrong is looked at.
 const CLOCK_PAUSE: Duration = Duration::from_secs(30);
+/// The shortest pause after a certificate, whatever its dates are.
+const AFTER_SUCCESS_MS: u64 = 10_000;
 /// How often an authority is asked when it wants a renewal.
 const RENEWAL_EVERY_MS: u64 = DAY_MS;
 /// What an order holds: a text of the authority (16 KiB) and its parsed form (32 KiB), the keys, the requests.
@@ -229,7 +231,9 @@ impl Inner {
         match self.attempt(state, &names).await {
             Ok(()) => {
                 worker.done(1);
-                (state.failures, state.next_ms, state.said, state.is_told_when) = (0, 0, None, false);
+                (state.failures, state.said, state.is_told_when) = (0, None, false);
+                let until_ms = self.certificate.validity_ms().map_or(0, |(_, until_ms)| until_ms);
+                state.next_ms = now_ms + pause_after(until_ms.saturating_sub(now_ms));
             }
             Err(missed) => {
                 let pause_ms = state.missed(&missed, self.parts.random.u64());
@@ -351,7 +355,9 @@ impl State {
             self.directory = directory.to_owned();
         }
         if !self.is_told_when {
-            self.next_ms = self.next_ms.min(self.last_ms.saturating_add(AFTER_START_MS));
+            // After a success it is the dates and the names that say when.
+            let soonest_ms = if self.failures == 0 { 0 } else { self.last_ms.saturating_add(AFTER_START_MS) };
+            self.next_ms = self.next_ms.min(soonest_ms);
         }
     }
 
@@ -381,6 +387,12 @@ impl State {
             tracing::error!("{}: {error}", self.file.display());
         }
     }
+}
+
+/// How long nothing is asked after a certificate that ends in `left_ms`. One whose renewal is due as soon as it is there
+/// (this machine's clock is weeks ahead, or the authority always wants another) would be asked for each second.
+fn pause_after(left_ms: u64) -> u64 {
+    (left_ms / 2).clamp(AFTER_SUCCESS_MS, DAY_MS)
 }
 
 /// What the last order of a stopped server came to, if it failed.

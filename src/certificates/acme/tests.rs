@@ -40,6 +40,19 @@ fn pauses_grow_to_a_day_and_a_limit_is_kept() {
     assert_eq!(self::state("a").missed(&endless, 0), DAY_MS);
 }
 
+/// With a clock that is weeks ahead a new certificate is due for renewal at once: five of them in as many seconds are all
+/// that Let's Encrypt gives in a week.
+#[test]
+fn a_certificate_is_followed_by_a_pause_whatever_its_dates_are() {
+    assert_eq!([90 * DAY_MS, 20 * DAY_MS].map(pause_after), [DAY_MS; 2]);
+    // Shorter than the way to the last third, where a renewal is due.
+    assert_eq!(pause_after(24 * HOUR_MS), 12 * HOUR_MS);
+    assert_eq!([pause_after(0), pause_after(90_000)], [AFTER_SUCCESS_MS, 45_000]);
+    let mut done = State { last_ms: 1_000, next_ms: DAY_MS, ..state("a") };
+    done.begin("a");
+    assert_eq!(done.next_ms, 0, "a start with other names asks at once");
+}
+
 /// Who has just forwarded a port starts the server again, and a limit of the authority outlasts that.
 #[test]
 fn a_start_tries_soon_unless_the_authority_said_when() {
