@@ -38,6 +38,8 @@ const ODD_PATH: &str = "/_matrix/federation/v1/event/%24a%2Fb%21c%3Ad%2Be%20f%25
 pub const MYSELF: &str = "The origin of the request is this server itself";
 /// Characters of what another server says.
 const SAID_CHARS_MAX: usize = 200;
+/// Characters of a finding: names of keys, hosts of records and errors in it are others' too.
+const STEP_CHARS_MAX: usize = 1_000;
 
 /// Whether a finding is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -74,7 +76,7 @@ impl Steps {
     }
 
     fn add(&self, verdict: Verdict, text: String) {
-        self.0.lock().push(Step { verdict, text });
+        self.0.lock().push(Step { verdict, text: bounded(text, STEP_CHARS_MAX) });
     }
 }
 
@@ -376,4 +378,17 @@ impl Remote {
 /// The host of a target without its port, which its certificate is for.
 fn host_of(target: &Target) -> String {
     <&ServerName>::try_from(target.host.as_str()).map_or(target.host.clone(), |name| name.host().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_is_one_line_whatever_others_say() {
+        let steps = Steps::default();
+        steps.good(format!("It gives out the key ed25519:\u{1b}[2J\n{}.", "x".repeat(5_000)));
+        let said = steps.0.into_inner();
+        assert!(said[0].text.chars().count() <= STEP_CHARS_MAX && !said[0].text.contains(char::is_control));
+    }
 }
