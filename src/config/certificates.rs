@@ -8,7 +8,7 @@ use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
 use super::Config;
 use super::file::read;
 use super::setting::{Setting, addresses, optional, setting};
-use crate::certificates::{AcmeOptions, Challenge, PRODUCTION, STAGING, Source};
+use crate::certificates::{AcmeOptions, Challenge, NAMES_MAX, PRODUCTION, STAGING, Source};
 
 /// The longest contact address (RFC 5321) and name of a key.
 const TEXT_BYTES_MAX: usize = 320;
@@ -124,7 +124,11 @@ pub const GENERAL: &[Setting] = &[
                 Ok(_) if text.len() < TEXT_BYTES_MAX => Ok(text.to_ascii_lowercase()),
                 _ => Err(format!("{text:?} is neither a name nor an address")),
             };
-            Ok(config.certificates.names = given.texts()?.into_iter().map(name).collect::<Result<_, _>>()?)
+            let names = given.texts()?;
+            if names.len() > NAMES_MAX {
+                return Err(format!("a certificate has {NAMES_MAX} names at most"));
+            }
+            Ok(config.certificates.names = names.into_iter().map(name).collect::<Result<_, _>>()?)
         },
     ),
     setting(
@@ -267,6 +271,8 @@ mod tests {
         assert!(wrong("[acme]\neab_key = \"!\"").contains("no key in base64"));
         assert!(wrong("[acme]\ndirectory = \"http://ca\"").contains("not a URL"));
         assert!(wrong("[acme]\nemail = \"me\"").contains("no address"));
+        let many = ["\"a.example\""; NAMES_MAX + 1].join(", ");
+        assert!(wrong(&format!("certificate_names = [{many}]")).contains("at most"));
         let bound = parse("[acme]\neab_key_id = \"x\"\neab_key = \"AAECAwQFBgcICQ==\"").unwrap();
         let bound = bound.certificates.acme().external_account;
         assert_eq!(bound, Some(("x".to_owned(), (0..10).collect())));
