@@ -29,7 +29,7 @@ pub use body::{Body, BodySender, channel, file, stream, stream_of};
 pub use error::{BadBody, ErrorResponse};
 pub use limit::{AttemptRates, Limits, Rate, Try};
 pub use listen::socket::Listener;
-pub use listen::{HttpServer, Sizes};
+pub use listen::{HttpServer, Sizes, from_here};
 pub use network::Network;
 pub use request::{Peer, Request, encoded};
 pub use response::Response;

@@ -1,13 +1,14 @@
 //! `snug check`: the ports, and the addresses under which apps reach the server.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::report::Report;
 use crate::config::Config;
+use crate::http::from_here;
 use crate::serve;
 
 const CONNECT: Duration = Duration::from_secs(3);
@@ -106,16 +107,6 @@ fn reached(config: &Config, apps: &[SocketAddr], report: &mut Report) -> Vec<Str
         report.good(format!("Apps reach it at {listed}."));
     }
     urls
-}
-
-/// The address to connect to for an address to listen on: "all addresses" becomes the loopback address.
-fn from_here(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
 }
 
 #[cfg(test)]

@@ -216,7 +216,7 @@ impl HttpServer {
             let before = beats.load(SeqCst);
             let heard = async {
                 // Kept until it is taken up.
-                let _knock = tokio::net::TcpStream::connect(here(address)).await;
+                let _knock = tokio::net::TcpStream::connect(from_here(address)).await;
                 while beats.load(SeqCst) == before {
                     self.clock.sleep(BEAT_PAUSE).await;
                 }
@@ -570,8 +570,8 @@ impl HttpServer {
     }
 }
 
-/// Where this machine reaches what listens on an address.
-fn here(address: SocketAddr) -> SocketAddr {
+/// Where this machine reaches what listens on an address: "all addresses" becomes the loopback address.
+pub fn from_here(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
