@@ -214,11 +214,20 @@ impl HttpServer {
         let listening = self.listening.lock().clone();
         for (address, beats) in listening {
             let before = beats.load(SeqCst);
-            let heard = async {
-                // Kept until it is taken up.
+            let knock = async {
+                // Kept until it is taken up. With a full queue it waits, while the listener takes up others.
                 let _knock = tokio::net::TcpStream::connect(from_here(address)).await;
+                std::future::pending::<()>().await;
+            };
+            let taken_up = async {
                 while beats.load(SeqCst) == before {
                     self.clock.sleep(BEAT_PAUSE).await;
+                }
+            };
+            let heard = async {
+                tokio::select! {
+                    () = knock => {}
+                    () = taken_up => {}
                 }
             };
             self.clock.timeout(patience, heard).await.ok_or(address)?;
