@@ -39,7 +39,8 @@ pub const SESSION: &str = "snug_page";
 pub const BEFORE: &str = "snug_form";
 
 const STYLE: &str = concat!(include_str!("../../http/page/colors.css"), include_str!("page.css"));
-const SCRIPT: &str = include_str!("page.js");
+/// Copy buttons, as on every page, and what changes by itself.
+const SCRIPT: &str = concat!(include_str!("../../http/page/copy.js"), include_str!("page.js"));
 /// What the address of the style sheet ends with, so that a browser that has kept an older one asks again.
 const STAMP: u32 = stamp(STYLE.as_bytes(), stamp(SCRIPT.as_bytes(), 0x811c_9dc5));
 
