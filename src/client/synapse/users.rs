@@ -263,7 +263,8 @@ pub async fn set_admin(client: Arc<Client>, mut request: Request) -> Result<Resp
         return Err(ErrorResponse::bad("M_UNKNOWN", "You may not demote yourself.").into());
     }
     client.users.set_admin(&user_id, admin).await?;
-    tracing::info!("{} {} {user_id} an administrator", by.user_id, if admin { "made" } else { "no longer has" });
+    let now = if admin { "now" } else { "no longer" };
+    tracing::info!("{} decided that {user_id} is {now} an administrator", by.user_id);
     Ok(done())
 }
 
