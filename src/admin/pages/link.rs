@@ -7,7 +7,7 @@ use askama::Template;
 use super::frame::{Visit, sentence};
 use super::{address_for_apps, is_only_here, log_in_steps, or_trouble, qr};
 use crate::admin::{Admin, addresses::PASSWORD_PATH, error::Error};
-use crate::base::timestamp;
+use crate::base::{timestamp, unbroken};
 use crate::http::page::{field, page};
 use crate::http::{ErrorResponse, Rate, Request, Response, StatusCode};
 use crate::user::{self, PASSWORD_CHARS_MIN, PasswordLink, check_new_password};
@@ -83,7 +83,10 @@ async fn chosen(admin: &Admin, request: &mut Request) -> Result<Response, Error>
     if typed.wrong.is_some() || typed.wrong_again.is_some() {
         return form(admin, code, typed, StatusCode::BAD_REQUEST).await;
     }
-    match admin.users.set_password_by_link(code, &password).await {
+    // Not cancelled when the browser goes away: otherwise sessions made with the old password could stay open after the
+    // password has changed.
+    let (users, code) = (admin.users.clone(), code.to_owned());
+    match unbroken(async move { users.set_password_by_link(&code, &password).await }).await {
         Ok(user_id) => {
             tracing::info!("{user_id} has chosen a password by link");
             Ok(done(admin, request, user_id.as_str(), user_id.localpart()))
