@@ -1,6 +1,6 @@
 //! Registration with a shared secret, which `register_new_matrix_user` speaks.
 //!
-//! The secret stands in the setting `registration_shared_secret`; without it the endpoints are not there. A request proves that it
+//! The secret stands in the setting `registration_shared_secret`; without it the endpoints refuse everybody. A request proves that it
 //! knows the secret with an HMAC-SHA1 over a nonce of this server and what it asks for, so that nobody who reads along can say it again.
 
 use std::sync::Arc;
@@ -41,7 +41,8 @@ impl Nonces {
         let mut nonces = self.0.lock();
         nonces.retain(|(_, until_ms)| *until_ms > now_ms);
         let at = nonces.iter().position(|(known, _)| known == nonce);
-        at.map(|at| nonces.swap_remove(at)).is_some()
+        // In their order: the first is the oldest.
+        at.map(|at| nonces.remove(at)).is_some()
     }
 }
 
