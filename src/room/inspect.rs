@@ -13,7 +13,7 @@ use crate::base::{self, Chunks, Ranked, bounded, ranked};
 use crate::matrix::json;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self, Room, Status, event, member, user_room};
-use crate::store::tables::user;
+use crate::store::tables::user::{self, device};
 use crate::store::{Get, Read, RoomNum, UserNum};
 
 /// Characters of a text by which rooms are put in order.
@@ -206,7 +206,7 @@ impl Rooms {
         }))
     }
 
-    /// The events of a room that no other refers to yet: id, depth, and when this server received it.
+    /// The events of a room that no other refers to yet: id and depth.
     pub async fn extremities(&self, room_id: &RoomId) -> Result<Vec<(String, u64)>> {
         let room_id = room_id.to_owned();
         self.reading(move |_, read| {
@@ -217,7 +217,27 @@ impl Rooms {
         .await
     }
 
-    /// Who of this server is joined, for what an administrator does in the room on their behalf.
+    /// How many devices the joined members of this server have. One walk over those members and their devices.
+    pub async fn local_devices(&self, room_id: &RoomId) -> Result<u64> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let num = room::num(read, room_id.as_str())?.ok_or(Error::NotFound)?;
+            let mut devices = 0;
+            member::list_local(read, num, &mut |user, membership| {
+                if membership == Membership::Join {
+                    device::each(read, user, &mut |_, _| {
+                        devices += 1;
+                        Ok(ControlFlow::Continue(()))
+                    })?;
+                }
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok(devices)
+        })
+        .await
+    }
+
+    /// Who of this server is joined. Bounded by the users of this server.
     pub async fn local_members(&self, room_id: &RoomId) -> Result<Vec<OwnedUserId>> {
         let room_id = room_id.to_owned();
         self.reading(move |_, read| {

@@ -72,10 +72,7 @@ pub async fn details(client: Arc<Client>, request: Request) -> Result<Response, 
     administrator(&client, &request).await?;
     let room_id: OwnedRoomId = request.param_as("room_id")?;
     let room = client.rooms.listed(&room_id).await?;
-    let mut devices = 0;
-    for user_id in client.rooms.local_members(&room_id).await? {
-        devices += client.users.devices_of(&user_id).await?.len();
-    }
+    let devices = client.rooms.local_devices(&room_id).await?;
     let mut value = shown(&room);
     let more = json!({
         "topic": room.description.topic, "avatar": room.description.avatar_url, "joined_local_devices": devices,
