@@ -20,6 +20,11 @@ use crate::store::{Get, Read, RoomNum, UserNum};
 const ORDER_CHARS: usize = 48;
 /// Characters of a name in a few words.
 const NAME_CHARS_MAX: usize = 80;
+/// Characters of a word, or an id, out of a room's state: any event of it may have 64 KiB there.
+const WORD_CHARS_MAX: usize = 255;
+/// What the texts of one page of rooms take, in bytes: behind the room that reaches it the page ends. One room has seven texts of
+/// 2,000 characters at most, four of [`WORD_CHARS_MAX`], and its id.
+const FOUND_BYTES_MAX: usize = 48 * 1024;
 /// Members read at once.
 const MEMBERS_A_READ: usize = 200;
 
@@ -74,6 +79,27 @@ pub struct ListedRoom {
     pub replaced_by: Option<Option<String>>,
 }
 
+impl ListedRoom {
+    /// Bytes of the texts that a list shows.
+    fn text_bytes(&self) -> usize {
+        let about = &self.description;
+        let texts = [
+            &about.name,
+            &about.canonical_alias,
+            &about.join_rule,
+            &about.room_type,
+            &about.room_version,
+            &about.encryption,
+            &self.creator,
+            &self.guest_access,
+            &self.history_visibility,
+        ];
+        let replaced_by = self.replaced_by.iter().flatten();
+        let texts: usize = texts.into_iter().flatten().chain(replaced_by).map(String::len).sum();
+        about.room_id.len() + self.version.len() + texts
+    }
+}
+
 /// A room in a few words, at most 600 bytes.
 #[derive(Debug, Clone)]
 pub struct BriefRoom {
@@ -91,8 +117,9 @@ pub struct BriefRoom {
 type Key = (u64, String, RoomNum);
 
 impl Rooms {
-    /// The rooms of the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk over all
-    /// rooms. `most` is at most 512.
+    /// The rooms of the ranks `from..from + most`, and how many there are in all: fewer when their texts are long. Without what a
+    /// list does not show: topics, pictures, and the rooms whose members may join. Each further 512 ranks cost another walk over
+    /// all rooms. `most` is at most 512.
     pub async fn find(
         &self,
         wanted: WantedRooms,
@@ -103,8 +130,18 @@ impl Rooms {
     ) -> Result<(Vec<ListedRoom>, usize)> {
         self.reading(move |_, read| {
             let (page, total) = ranks(read, &wanted, order, backwards, from, most)?;
-            let page: Result<Vec<_>> = page.into_iter().map(|num| listed(read, num)).collect();
-            Ok((page?, total))
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            for num in page {
+                let mut room = listed(read, num)?;
+                (room.description.topic, room.description.avatar_url) = (None, None);
+                room.description.allowed_room_ids = Vec::new();
+                bytes += room.text_bytes();
+                found.push(room);
+                if bytes >= FOUND_BYTES_MAX {
+                    break;
+                }
+            }
+            Ok((found, total))
         })
         .await
     }
@@ -373,8 +410,9 @@ fn listed(read: &Read, num: RoomNum) -> Result<ListedRoom> {
     let room = state::known_num(read, num)?;
     let view = room.view(read);
     let tombstone = view.event("m.room.tombstone", "")?;
-    let replaced_by = tombstone
-        .map(|event| json::read::get_text(event.content().as_bytes(), "replacement_room").map(|id| id.to_string()));
+    let replaced_by = tombstone.map(|event| {
+        json::read::get_text(event.content().as_bytes(), "replacement_room").map(|id| word(id.to_string()))
+    });
     Ok(ListedRoom {
         description: Description::whole(read, &room)?,
         version: room.row.version.clone(),
@@ -383,12 +421,16 @@ fn listed(read: &Read, num: RoomNum) -> Result<ListedRoom> {
         creator: creator(read, &room)?,
         federated: is_federated(read, &room)?,
         public: room.row.public,
-        guest_access: view.text("m.room.guest_access", "guest_access")?,
-        history_visibility: view.text("m.room.history_visibility", "history_visibility")?,
+        guest_access: view.text("m.room.guest_access", "guest_access")?.map(word),
+        history_visibility: view.text("m.room.history_visibility", "history_visibility")?.map(word),
         events: room.row.events,
         bytes: room.row.bytes,
         replaced_by,
     })
+}
+
+fn word(text: String) -> String {
+    bounded(text, WORD_CHARS_MAX)
 }
 
 fn creator(read: &Read, room: &RoomRef) -> crate::store::Result<Option<String>> {
@@ -409,4 +451,31 @@ fn local_joined(get: &impl Get, num: RoomNum) -> crate::store::Result<u64> {
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::room::Create;
+    use crate::room::testing::*;
+
+    /// A hundred rooms whose names and topics are as long as they can be were all in memory before the answer was cut.
+    #[tokio::test]
+    async fn a_page_of_rooms_with_long_names_is_short() {
+        let house = house();
+        let anna = house.user("anna").await;
+        for _ in 0..10 {
+            let (name, topic) = (Some("\u{1f3e0}".repeat(2000)), Some("long".repeat(1000)));
+            house.rooms.create(&anna, Create { name, topic, ..Create::default() }).await.unwrap();
+        }
+        let (mut from, mut pages) = (0, Vec::new());
+        while from < 10 {
+            let found = house.rooms.find(WantedRooms::default(), RoomOrder::Name, false, from, 100).await.unwrap();
+            assert_eq!(found.1, 10);
+            assert!(found.0.iter().all(|room| room.description.topic.is_none()));
+            from += found.0.len();
+            pages.push(found.0.len());
+        }
+        assert_eq!(pages, [7, 3]);
+    }
 }
