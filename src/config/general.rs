@@ -91,8 +91,12 @@ pub const SETTINGS: &[Setting] = &[
         r#""a long random word""#,
         "A secret with which `register_new_matrix_user` and other tools made for Synapse make accounts, administrators' too.",
         |config, given| {
+            let secret = given.text()?.to_owned();
+            if secret.is_empty() {
+                return Err("must not be empty: anybody could make accounts then, administrators' too".to_owned());
+            }
             config.secret_files.extend(config.file.clone());
-            Ok(config.apps.registration_shared_secret = Some(given.text()?.to_owned()))
+            Ok(config.apps.registration_shared_secret = Some(secret))
         },
     )
     .live(),

@@ -454,6 +454,10 @@ mod tests {
         );
         check("listen = []", "listen: needs at least one address, or no app can connect");
         check(
+            "registration_shared_secret = \"\"",
+            "/etc/x/snug.toml:1: registration_shared_secret: must not be empty: anybody could make accounts then, administrators' too",
+        );
+        check(
             "[federation]\nenabled = 1",
             "/etc/x/snug.toml:2: federation.enabled: must be true or false, not integer",
         );
