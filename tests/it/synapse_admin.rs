@@ -93,6 +93,10 @@ async fn accounts_are_made_changed_and_closed() {
     assert_eq!(house.get(&admin, &alice).await.ok(), json!({ "admin": true }));
     let own = format!("{V1}/users/{}/admin", alice.id);
     house.put(&own, &alice, json!({ "admin": false })).await.refused(400, "M_UNKNOWN");
+    let own = format!("{V1}/suspend/{}", alice.id);
+    house.put(&own, &alice, json!({ "suspend": true })).await.refused(403, "M_FORBIDDEN");
+    let own = format!("{USERS}/{}", alice.id);
+    house.put(&own, &alice, json!({ "suspended": true })).await.refused(400, "M_UNKNOWN");
 
     // As the user: a device that the user sees.
     let token = house.post(&format!("{V1}/users/{}/login", bob.id), &alice, json!({})).await.ok();

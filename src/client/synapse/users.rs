@@ -133,7 +133,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     }
     let before = client.users.account(&user_id).await?;
     let takes_own_right =
-        change.admin == Some(false) || change.deactivated == Some(true) || change.locked == Some(true);
+        change.admin == Some(false) || [change.deactivated, change.locked, change.suspended].contains(&Some(true));
     if by.user_id == user_id && takes_own_right {
         return Err(ErrorResponse::bad("M_UNKNOWN", "You may not take this from yourself").into());
     }
@@ -209,11 +209,14 @@ struct Suspend {
     suspend: bool,
 }
 
-/// PUT /_synapse/admin/v1/suspend/{user_id}
+/// PUT /_synapse/admin/v1/suspend/{user_id}. 403 `M_FORBIDDEN` for suspending oneself.
 pub async fn suspend(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let by = administrator(&client, &request).await?;
     let user_id = local_user(&client, &request)?;
     let Suspend { suspend } = request.json().await?;
+    if by.user_id == user_id && suspend {
+        return Err(ErrorResponse::forbidden("You may not suspend yourself").into());
+    }
     client.users.set_suspended(&user_id, suspend).await?;
     tracing::info!("{} {} {user_id}", by.user_id, if suspend { "suspended" } else { "unsuspended" });
     Ok(Response::json(&json!({ format!("user_{user_id}_suspended"): suspend })))
