@@ -155,12 +155,14 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
             Some(account) => {
                 if let Some(password) = &change.password {
                     client.users.set_password(&user_id, password).await?;
+                    tracing::info!("{} set the password of {user_id}", by.user_id);
                     if change.logout_devices {
                         client.users.logout_all(&user_id, None).await?;
                     }
                 }
                 if let Some(admin) = change.admin.filter(|admin| *admin != account.admin) {
                     client.users.set_admin(&user_id, admin).await?;
+                    log_admin(&by.user_id, &user_id, admin);
                 }
             }
         }
@@ -171,12 +173,15 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
         }
         if let Some(locked) = change.locked {
             client.users.set_locked(&user_id, locked).await?;
+            tracing::info!("{} {} {user_id}", by.user_id, if locked { "locked" } else { "unlocked" });
         }
         if let Some(suspended) = change.suspended {
             client.users.set_suspended(&user_id, suspended).await?;
+            tracing::info!("{} {} {user_id}", by.user_id, if suspended { "suspended" } else { "unsuspended" });
         }
         if change.deactivated == Some(true) {
             flow::deactivate(&client.users, &client.rooms, &user_id, false).await?;
+            tracing::info!("{} deactivated {user_id}", by.user_id);
         }
         let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
         Ok(Response::json_with(status, &details(&client, &user_id).await?))
@@ -266,9 +271,13 @@ pub async fn set_admin(client: Arc<Client>, mut request: Request) -> Result<Resp
         return Err(ErrorResponse::bad("M_UNKNOWN", "You may not demote yourself.").into());
     }
     client.users.set_admin(&user_id, admin).await?;
-    let now = if admin { "now" } else { "no longer" };
-    tracing::info!("{} decided that {user_id} is {now} an administrator", by.user_id);
+    log_admin(&by.user_id, &user_id, admin);
     Ok(done())
+}
+
+fn log_admin(by: &OwnedUserId, user_id: &OwnedUserId, admin: bool) {
+    let now = if admin { "now" } else { "no longer" };
+    tracing::info!("{by} decided that {user_id} is {now} an administrator");
 }
 
 /// GET /_synapse/admin/v1/username_available
