@@ -14,6 +14,9 @@ use crate::user::{Error, Users};
 
 /// Characters of a text by which accounts are put in order.
 const ORDER_CHARS: usize = 48;
+/// What the texts of one page of accounts take, in bytes: behind the account that reaches it the page ends. One has an id of
+/// 255 bytes, and a name and a picture's address of 1,024 each.
+const FOUND_BYTES_MAX: usize = 48 * 1024;
 
 /// Which accounts are listed. `None` in a filter lets all pass.
 #[derive(Debug, Clone, Default)]
@@ -55,11 +58,18 @@ pub struct Listed {
     pub seen_ms: Option<u64>,
 }
 
+impl Listed {
+    fn text_bytes(&self) -> usize {
+        let texts = [&self.display_name, &self.avatar_url].into_iter().flatten();
+        self.account.user_id.as_str().len() + texts.map(String::len).sum::<usize>()
+    }
+}
+
 type Key = (u64, String, OwnedUserId, UserNum);
 
 impl Users {
-    /// The accounts of the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk
-    /// over all accounts. `most` is at most 512.
+    /// The accounts of the ranks `from..from + most`, and how many there are in all: fewer when their texts are long. Each
+    /// further 512 ranks cost another walk over all accounts. `most` is at most 512.
     pub async fn find(
         &self,
         wanted: Wanted,
@@ -82,8 +92,16 @@ impl Users {
                     (page.into_iter().map(|key| key.0).collect(), total)
                 }
             };
-            let listed = |(_, _, user_id, num): Key| listed(get, num, user_id);
-            Ok((page.into_iter().map(listed).collect::<Result<_, Error>>()?, total))
+            let (mut found, mut bytes) = (Vec::new(), 0);
+            for (_, _, user_id, num) in page {
+                let one = listed(get, num, user_id)?;
+                bytes += one.text_bytes();
+                found.push(one);
+                if bytes >= FOUND_BYTES_MAX {
+                    break;
+                }
+            }
+            Ok((found, total))
         })
         .await
     }
@@ -173,4 +191,31 @@ fn text(get: &impl Get, num: UserNum, field: &str) -> crate::store::Result<Optio
         Some(Value::String(text)) => Some(text),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::user::account::New;
+    use crate::user::tests::town;
+
+    #[tokio::test]
+    async fn a_page_of_accounts_with_long_names_is_short() {
+        let town = town();
+        for number in 0..60 {
+            let new = New { localpart: format!("user{number}"), ..New::default() };
+            let user_id = town.users.create(new).await.unwrap();
+            let name = Some(Value::from("x".repeat(1024)));
+            town.users.set_profile_field(&user_id, "displayname", name).await.unwrap();
+        }
+        let (mut from, mut pages) = (0, Vec::new());
+        while from < 60 {
+            let (found, total) = town.users.find(Wanted::default(), Order::Name, false, from, 100).await.unwrap();
+            assert_eq!(total, 60);
+            assert!(!found.is_empty());
+            from += found.len();
+            pages.push(found.len());
+        }
+        assert!(pages.len() == 2 && pages[0] < 50, "{pages:?}");
+    }
 }
