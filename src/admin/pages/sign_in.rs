@@ -7,8 +7,9 @@ use std::sync::Arc;
 use askama::Template;
 
 use super::frame::{BEFORE, Form, SESSION, Visit, cookie, form_before, is_way, see, sentence};
+use super::or_trouble;
 use crate::admin::{Admin, error::Error};
-use crate::http::page::{page, trouble};
+use crate::http::page::page;
 use crate::http::{ErrorResponse, Rate, Request, Response, StatusCode};
 use crate::matrix::id;
 use crate::user::{self, form_token};
@@ -132,8 +133,4 @@ pub async fn sign_out(visit: Visit, _: Form) -> Result<Response, Error> {
     }
     let gone = cookie(&visit.admin, &visit.request, SESSION, "", 0);
     Ok(visit.go("sign-in").header("set-cookie", &gone))
-}
-
-fn or_trouble(admin: &Admin, shown: Result<Response, Error>) -> Response {
-    shown.unwrap_or_else(|failed| trouble(admin.users.server().as_str(), &failed.into()))
 }
