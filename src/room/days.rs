@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::Rooms;
 use super::error::Result;
 use crate::base::{Clock, Worker, blocking};
+use crate::budget::meter;
 use crate::store::tables::room::day;
 use crate::store::{Change, Follower, Position, Store};
 
@@ -51,16 +52,9 @@ impl Days {
 
     /// The day that it is, and what is counted and not written yet.
     fn pending(&self) -> (u32, Day) {
-        let bytes = bytes_written().saturating_sub(self.bytes_noted.load(Relaxed));
+        let bytes = meter::disk_written_bytes().unwrap_or(0).saturating_sub(self.bytes_noted.load(Relaxed));
         ((self.clock.now_ms() / DAY_MS) as u32, Day { messages: self.messages.0.load(Relaxed), bytes })
     }
-}
-
-/// What the process has had written to block devices, as the kernel counts it.
-fn bytes_written() -> u64 {
-    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
-    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
-    line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or(0)
 }
 
 impl Rooms {
