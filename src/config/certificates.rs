@@ -205,10 +205,7 @@ pub const SETTINGS: &[Setting] = &[
         "acme.eab_key",
         r#""zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W""#,
         "That key, as base64.",
-        |config, given| {
-            config.secret_files.extend(config.file.clone());
-            Ok(config.certificates.key = Some(key(given.text()?)?))
-        },
+        |config, given| Ok(config.certificates.key = Some(key(given.text()?)?)),
     ),
     optional("acme.eab_key_file", r#""/etc/snug/eab-key""#, "The same in a file of its own.", |config, given| {
         let file = given.path()?;

@@ -68,7 +68,6 @@ pub const SETTINGS: &[Setting] = &[
         r#"["a long random word"]"#,
         "The tokens of registration = \"token\".",
         |config, given| {
-            config.secret_files.extend(config.file.clone());
             Ok(config.apps.registration_tokens.extend(tokens(given.texts()?.into_iter())?))
         },
     )
@@ -95,7 +94,6 @@ pub const SETTINGS: &[Setting] = &[
             if secret.is_empty() {
                 return Err("must not be empty: anybody could make accounts then, administrators' too".to_owned());
             }
-            config.secret_files.extend(config.file.clone());
             Ok(config.apps.registration_shared_secret = Some(secret))
         },
     )

@@ -52,7 +52,6 @@ pub const SETTINGS: &[Setting] = &[
             if token.chars().count() < TOKEN_CHARS_MIN || !token.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ') {
                 return Err(format!("needs {TOKEN_CHARS_MIN} or more letters, digits and signs, such as `openssl rand -hex 16` prints"));
             }
-            config.secret_files.extend(config.file.clone());
             Ok(config.metrics.token = Some(token))
         },
     )

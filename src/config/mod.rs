@@ -242,6 +242,11 @@ impl Config {
                 (setting.set)(self, &given).map_err(|message| (Error::of(&name, message), at))?;
                 let written = text.get(value.span()).unwrap_or_default();
                 self.written.insert(setting.name, written.to_owned());
+                if let Some(file) =
+                    self.file.clone().filter(|file| setting.is_secret() && !self.secret_files.contains(file))
+                {
+                    self.secret_files.push(file);
+                }
             } else if let Some(table) = value.get_ref().as_table().filter(|_| is_section(&inside)) {
                 self.set_all(&inside, table, folder, text)?;
             } else if is_section(&inside) {
@@ -422,6 +427,11 @@ mod tests {
         for name in ["access_token_lifetime_minutes", "registration_tokens_file", "client.tls_private_key"] {
             assert!(!secret.contains(&name), "{name}");
         }
+        // Whoever else may read the file is warned of, whichever secret is in it.
+        let files = |text: &str| Config::parse(text, Path::new("/etc/x/snug.toml")).unwrap().secret_files.len();
+        assert_eq!(files("[turn]\nshared_secret = \"a\""), 1);
+        assert_eq!(files("registration_shared_secret = \"a\"\n[rtc]\nlivekit_secret = \"b\""), 1);
+        assert_eq!(files("log = \"info\""), 0);
     }
 
     #[test]
