@@ -28,7 +28,7 @@ pub const SETTINGS: &[Setting] = &[
         "turn.shared_secret",
         r#""a long random word""#,
         "The secret that the TURN server has too (coturn: static-auth-secret): each user gets a name and a password that end.",
-        |config, given| Ok(config.apps.calls.turn.login = TurnLogin::Secret(given.text()?.to_owned())),
+        |config, given| Ok(config.apps.calls.turn.login = TurnLogin::Secret(secret(given.text()?)?)),
     )
     .live(),
     optional(
@@ -39,7 +39,7 @@ pub const SETTINGS: &[Setting] = &[
             let file = given.path()?;
             let text = read(&file)?;
             config.secret_files.push(file);
-            Ok(config.apps.calls.turn.login = TurnLogin::Secret(text.trim().to_owned()))
+            Ok(config.apps.calls.turn.login = TurnLogin::Secret(secret(text.trim())?))
         },
     )
     .live(),
@@ -51,7 +51,7 @@ pub const SETTINGS: &[Setting] = &[
             let pairs = given.pairs()?;
             let of = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
             match (of("username"), of("password"), pairs.len()) {
-                (Some(username), Some(password), 2) => {
+                (Some(username), Some(password), 2) if !password.is_empty() => {
                     Ok(config.apps.calls.turn.login = TurnLogin::Fixed { username, password })
                 }
                 _ => Err("must have username and password, and nothing else".to_owned()),
@@ -77,3 +77,10 @@ pub const SETTINGS: &[Setting] = &[
     )
     .live(),
 ];
+
+fn secret(text: &str) -> Result<String, String> {
+    match text {
+        "" => Err("must not be empty: anybody could make names and passwords then".to_owned()),
+        text => Ok(text.to_owned()),
+    }
+}

@@ -464,6 +464,10 @@ mod tests {
         );
         check("listen = []", "listen: needs at least one address, or no app can connect");
         check(
+            "[turn]\nshared_secret = \"\"",
+            "/etc/x/snug.toml:2: turn.shared_secret: must not be empty: anybody could make names and passwords then",
+        );
+        check(
             "registration_shared_secret = \"\"",
             "/etc/x/snug.toml:1: registration_shared_secret: must not be empty: anybody could make accounts then, administrators' too",
         );
