@@ -169,6 +169,11 @@ async fn a_service_is_who_it_says_to_be_within_its_namespace() {
     let as_ghost = format!("user_id={ghost}");
     assert_eq!(house.get(&format!("/account/whoami?{as_ghost}"), &bot).await.ok()["user_id"], ghost.as_str());
     house.get("/account/whoami?user_id=@alice:localhost", &bot).await.refused(403, "M_FORBIDDEN");
+    // No token of anybody else's making is who the service was just now.
+    for token in ["irc%00@irc_X:localhost%00", "irc%FF@irc_X:localhost%FF", "irc%00@ircbot:localhost%00"] {
+        let path = format!("/account/whoami?access_token={token}");
+        house.request("GET", &path, None, json!({})).await.refused(401, "M_UNKNOWN_TOKEN");
+    }
     // Another's token is no service's: the parameter means nothing.
     assert_eq!(house.get(&format!("/account/whoami?{as_ghost}"), &alice).await.ok()["user_id"], alice.id.as_str());
 
