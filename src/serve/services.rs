@@ -138,11 +138,18 @@ fn groups_of(uid: u32) -> Vec<u32> {
 
 /// Reads one file.
 pub fn read(file: &Path, server: &ServerName) -> Result<Registration, String> {
-    let length = std::fs::metadata(file).map_err(|error| unreadable(file, &error))?.len();
-    if length > BYTES_MAX as u64 {
+    use std::io::Read as _;
+    // A pipe is not even opened: that waits for who writes into it.
+    if !std::fs::metadata(file).map_err(|error| unreadable(file, &error))?.is_file() {
+        return Err("it is no file".to_owned());
+    }
+    let (mut bytes, most) = (Vec::new(), BYTES_MAX as u64 + 1);
+    let read = std::fs::File::open(file).and_then(|opened| opened.take(most).read_to_end(&mut bytes));
+    read.map_err(|error| unreadable(file, &error))?;
+    if bytes.len() > BYTES_MAX {
         return Err(format!("the file is longer than {} KiB", BYTES_MAX / 1024));
     }
-    let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error))?;
+    let text = String::from_utf8(bytes).map_err(|_| "it is no text in UTF-8".to_owned())?;
     Registration::read(&text, server)
 }
 
@@ -359,6 +366,7 @@ mod tests {
         assert_eq!((said[0], said[3]), (Ok("irc"), Ok("other")));
         assert!(said[1].unwrap_err().contains("No such file") && said[2].unwrap_err().contains("same id"));
         assert_eq!(file_name("../IRC bridge"), "_IRC_bridge.yaml");
+        assert_eq!(read(Path::new("/dev/null"), &config.server_name).unwrap_err(), "it is no file");
         std::fs::remove_dir_all(&at).unwrap();
     }
 }
