@@ -55,7 +55,10 @@ pub fn find(get: &Read, service: &Service, from: Position, news: &News) -> store
     } else {
         look.some(news)?;
     }
-    look.found.pending.to = look.to.0;
+    let to = look.to.0;
+    look.found.pending.to = to;
+    // What came after the end of the events comes with the next.
+    look.found.pending.messages.retain(|(_, _, at, is_alone)| *is_alone || *at <= to);
     look.found.more = look.more;
     Ok(look.found)
 }
