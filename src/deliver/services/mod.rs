@@ -240,7 +240,7 @@ impl ServiceSender {
             }
             tokio::select! {
                 biased;
-                Some(Ok(report)) = working.join_next() => self.record(&mut book, report, worker),
+                Some(Ok(report)) = working.join_next() => first |= self.record(&mut book, report, worker),
                 _ = changed.changed() => first = true,
                 () = self.0.noted.noted() => {}
                 () = self.0.stop.notified() => {}
@@ -276,13 +276,14 @@ impl ServiceSender {
     async fn register(&self, book: &mut Book) -> store::Result<()> {
         let now: Vec<_> = self.0.services.list().iter().filter(|service| service.url.is_some()).cloned().collect();
         let now_ms = self.0.clock.now_ms();
-        let gone: Vec<_> = book.0.keys().filter(|id| !now.iter().any(|service| service.id == **id)).cloned().collect();
-        for id in gone {
-            if let Some(mut entry) = book.0.remove(&id) {
-                entry.status.ended_ms = Some(now_ms);
-                self.0.shown.lock().remove(&id);
-                self.save(&id, entry.status).await?;
-            }
+        // One that is being told goes when that ends: its row is written until then.
+        let is_gone = |(id, entry): &(&String, &Entry)| !entry.busy && !now.iter().any(|service| service.id == **id);
+        let gone: Vec<_> =
+            book.0.iter().filter(is_gone).map(|(id, entry)| (id.clone(), entry.status.clone())).collect();
+        for (id, status) in gone {
+            self.save(&id, Status { ended_ms: Some(now_ms), ..status }).await?;
+            self.0.shown.lock().remove(&id);
+            book.0.remove(&id);
         }
         let ephemeral = now.iter().any(|service| service.wants_ephemeral());
         // From here on everything is noted; what was before is looked at.
@@ -400,10 +401,11 @@ impl ServiceSender {
         }
     }
 
-    fn record(&self, book: &mut Book, report: Report, worker: &Worker) {
+    /// Notes how a turn ended. True when its service is registered no more, so that it can go.
+    fn record(&self, book: &mut Book, report: Report, worker: &Worker) -> bool {
         worker.done(report.told);
         let Report { id, status, news, unsaved, told, is_slow, failed } = report;
-        let Some(entry) = book.0.get_mut(&id) else { return };
+        let Some(entry) = book.0.get_mut(&id) else { return false };
         entry.busy = false;
         entry.status = status;
         entry.news.add(&news);
@@ -440,6 +442,7 @@ impl ServiceSender {
                 (shown.failing, shown.retry_ms) = (Some(why), entry.retry_ms);
             }
         }
+        !self.0.services.list().iter().any(|service| service.id == id && service.url.is_some())
     }
 
     /// Tells a service what is next, some transactions long.
@@ -463,7 +466,9 @@ impl ServiceSender {
                     return report;
                 }
             }
-            if self.is_stopped() {
+            // One that is registered no more is told no more, and one that is otherwise now as it is now.
+            let is_current = self.0.services.list().iter().any(|one| Arc::ptr_eq(one, &service));
+            if self.is_stopped() || !is_current {
                 return report;
             }
         }
