@@ -397,8 +397,30 @@ impl ServiceSender {
             let (sender, service) = (self.clone(), entry.service.clone());
             let status = (entry.status.clone(), entry.unsaved);
             let (news, ephemeral) = (std::mem::take(&mut entry.news), std::mem::take(&mut entry.ephemeral));
-            working.spawn(async move { sender.turn(service, status, news, ephemeral).await });
+            working.spawn(async move { sender.guarded_turn(service, status, news, ephemeral).await });
         }
+    }
+
+    /// A turn that ends with a report also when there is a panic in it: without one the service would be told nothing any more.
+    async fn guarded_turn(
+        self,
+        service: Arc<Service>,
+        (status, unsaved): (Status, bool),
+        news: News,
+        ephemeral: String,
+    ) -> Report {
+        let (id, before) = (service.id.clone(), status.clone());
+        let turn = base::caught_in(Box::pin(self.turn(service, (status, unsaved), news, ephemeral))).await;
+        let panicked = match turn {
+            Ok(report) => return report,
+            Err(panicked) => panicked.say(),
+        };
+        // The row says what is under way.
+        let (store, of) = (self.0.store.clone(), id.clone());
+        let row = base::blocking(move || table::get(&store.read()?, &of)).await;
+        let status = row.ok().flatten().unwrap_or(before);
+        let failed = Some(Failed::There(format!("a fault of this server: {panicked}")));
+        Report { id, status, news: News::all(), unsaved, told: 0, is_slow: false, failed }
     }
 
     /// Notes how a turn ended. True when its service is registered no more, so that it can go.
