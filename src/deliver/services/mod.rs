@@ -520,6 +520,10 @@ impl ServiceSender {
             if !ephemeral.is_empty() {
                 next::add(&mut pending.ephemeral, &ephemeral);
             }
+            // Most commits say nothing to it.
+            if pending.is_fleeting() && pending.ephemeral.is_empty() {
+                return Ok((pending, Vec::new(), more));
+            }
             let to = pending.to;
             let body = body::make(&*told, &get, &of, &mut pending, bytes_max, true)?;
             let more = more || pending.to != to;
@@ -556,7 +560,7 @@ impl ServiceSender {
         Ok(is_again || more || !report.news.is_empty())
     }
 
-    /// What need not be told again: nothing at all, or what is not stored.
+    /// What need not be told again: nothing at all, which has no body, or what is not stored.
     async fn step_without(
         &self,
         service: &Arc<Service>,
