@@ -8,8 +8,8 @@
 //! Typing, receipts and presence alone make a transaction that is written nowhere: when it fails, it is dropped.
 //!
 //! Commits note what changed (`noted.rs`); without services nothing is. Bounds, on the `outbound` account: [`KEPT_BYTES`] while
-//! a service is told anything, [`SenderOptions`](super::SenderOptions)' bytes for each transaction, of which [`AT_ONCE`] are
-//! under way; services that failed or are slow have half of those places.
+//! a service is told anything and [`KEPT_OF_ONE_BYTES`] for each, [`SenderOptions`](super::SenderOptions)' bytes for each
+//! transaction, of which [`AT_ONCE`] are under way; services that failed or are slow have half of those places.
 
 mod body;
 mod next;
@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::base::{self, Clock, Random, Worker};
-use crate::budget::{Account, Budget};
+use crate::budget::{Account, Budget, Grant};
 use crate::feed::Feed;
 use crate::remote::Remote;
 use crate::remote::service::{Service, Services};
@@ -54,7 +54,10 @@ const FLUSH: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(2);
 /// A service that comes back sooner goes on where it was; later it begins anew.
 const GONE_MS: u64 = 24 * 3_600_000;
-const KEPT_BYTES: u64 = noted::NOTED_BYTES;
+/// What changed, as it is noted and handed on, and two copies for each transaction under way.
+const KEPT_BYTES: u64 = (2 + 2 * AT_ONCE as u64) * noted::NEWS_BYTES;
+/// What changed for one service, while it is told something else or fails.
+const KEPT_OF_ONE_BYTES: u64 = noted::NEWS_BYTES;
 /// Beyond the events that fit: the last of them with what it replaced (128 KiB), messages to devices and what is not stored,
 /// both under two names (96 KiB), and counts of keys.
 const BEYOND_BYTES: u64 = 240 * 1024;
@@ -218,10 +221,14 @@ impl ServiceSender {
                     continue;
                 }
             }
-            match book.0.is_empty() {
-                true => kept = None,
-                false if kept.is_none() => kept = self.0.account.try_take(KEPT_BYTES).ok(),
-                false => {}
+            let keeps = match book.0.len() as u64 {
+                0 => 0,
+                services => KEPT_BYTES + services * KEPT_OF_ONE_BYTES,
+            };
+            if kept.as_ref().map_or(0, Grant::bytes) != keeps {
+                // The old one comes back before the new one is taken.
+                drop(kept.take());
+                kept = if keeps == 0 { None } else { self.0.account.try_take(keeps).ok() };
             }
             self.distribute(&mut book).await;
             self.begin(&mut book, &mut working);

@@ -11,11 +11,12 @@ use tokio::sync::Notify;
 
 use crate::store::{Change, Follower, Position, RoomNum, UserNum};
 
-/// Four bytes each, and as much for the tree.
-const ROOMS_MAX: usize = 1024;
-const USERS_MAX: usize = 1024;
-/// The memory that all of this takes at most: the sets here, and a copy of them for a service that works.
-pub const NOTED_BYTES: u64 = 2 * 16 * (ROOMS_MAX + USERS_MAX) as u64;
+/// Four bytes each, and some for the tree. A transaction holds 100 events: with more rooms than this changed there are several to
+/// tell, of which each look finds the oldest.
+const ROOMS_MAX: usize = 128;
+const USERS_MAX: usize = 128;
+/// What one [`News`] takes at most, 4 KiB. There is one here, and some for each service.
+pub const NEWS_BYTES: u64 = 16 * (ROOMS_MAX + USERS_MAX) as u64;
 
 /// What is to be looked at.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
