@@ -54,6 +54,9 @@ pub fn set_in_network(w: &mut Write, network: &str, num: RoomNum, listed: bool, 
         w.remove(&NETWORK_ROOM, &key)?;
         return Ok(true);
     }
+    if w.has(&NETWORK_ROOM, &key)? {
+        return Ok(true);
+    }
     let mut count = 0;
     w.prefix(&NETWORK_ROOM, &prefix, &mut |_, _| {
         count += 1;
