@@ -177,6 +177,7 @@ pub struct Files {
 }
 
 /// A file as it was read last.
+#[derive(Clone)]
 struct Last {
     file: PathBuf,
     stamp: Option<(SystemTime, u64)>,
@@ -200,12 +201,19 @@ impl Files {
         let _turn = self.turn.lock().await;
         let mut now = Vec::new();
         for Found { file, read } in read_all(&self.config) {
+            // One that cannot be looked at is not missing.
+            let is_missing = matches!(file.try_exists(), Ok(false));
             let before =
                 self.last.lock().iter().find(|last| last.file == file).and_then(|last| last.registration.clone());
             let (registration, error) = match read {
                 Ok(registration) => (Some(registration), None),
-                Err(error) => (before.filter(|_| file.exists()), Some(error)),
+                Err(error) => (before.filter(|_| !is_missing), Some(error)),
             };
+            // Of a folder that cannot be listed, what was in it stays.
+            if error.is_some() && !is_missing {
+                let last = self.last.lock();
+                now.extend(last.iter().filter(|last| last.file.parent() == Some(file.as_path())).cloned());
+            }
             now.push(Last { stamp: stamp(&file), file, registration, error });
         }
         // One that is kept from before may be in another file by now.
