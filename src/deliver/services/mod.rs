@@ -292,6 +292,14 @@ impl ServiceSender {
             self.0.shown.lock().remove(&id);
             book.0.remove(&id);
         }
+        // Those that went while the server was down.
+        let store = self.0.store.clone();
+        let open = base::blocking(move || table::list_open(&store.read()?)).await?;
+        for (id, status) in open {
+            if !book.0.contains_key(&id) && !now.iter().any(|service| service.id == id) {
+                self.save(&id, Status { ended_ms: Some(now_ms), ..status }).await?;
+            }
+        }
         let ephemeral = now.iter().any(|service| service.wants_ephemeral());
         // From here on everything is noted; what was before is looked at.
         self.0.noted.set_active(!now.is_empty(), ephemeral);

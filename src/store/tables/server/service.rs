@@ -1,5 +1,7 @@
 //! What application services were told: a row for each, with the transaction that is under way.
 
+use std::ops::ControlFlow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::store::schema::SERVICE;
@@ -57,6 +59,20 @@ pub fn get(get: &impl Get, id: &str) -> Result<Option<Status>> {
     serde_json::from_slice(&row).map(Some).map_err(|_| Error::corrupt(&SERVICE, id.as_bytes()))
 }
 
+/// Those that did not end. A row for each service that was ever registered.
+pub fn list_open(get: &impl Get) -> Result<Vec<(String, Status)>> {
+    let mut found = Vec::new();
+    get.range(&SERVICE, &[], None, false, &mut |key, row| {
+        let corrupt = || Error::corrupt(&SERVICE, key);
+        let status: Status = serde_json::from_slice(row).map_err(|_| corrupt())?;
+        if status.ended_ms.is_none() {
+            found.push((String::from_utf8(key.to_vec()).map_err(|_| corrupt())?, status));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(found)
+}
+
 pub fn put(w: &mut Write<'_>, id: &str, status: &Status) -> Result<()> {
     let row = serde_json::to_vec(status).map_err(|_| Error::corrupt(&SERVICE, id.as_bytes()))?;
     w.put(&SERVICE, id.as_bytes(), &row)
@@ -68,4 +84,23 @@ pub fn begin(w: &mut Write<'_>, id: &str) -> Result<Status> {
     let status = Status { position, ..Status::default() };
     put(w, id, &status)?;
     Ok(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn those_that_ended_are_not_listed() {
+        let store = Store::in_memory();
+        let work = |w: &mut Write<'_>| {
+            let status = begin(w, "gone")?;
+            put(w, "gone", &Status { ended_ms: Some(1), ..status })?;
+            begin(w, "here").map(drop)
+        };
+        assert!(store.write_blocking(work).is_ok());
+        let open = list_open(&store.read().unwrap()).unwrap();
+        assert_eq!(open.iter().map(|(id, _)| id.as_str()).collect::<Vec<_>>(), ["here"]);
+    }
 }
