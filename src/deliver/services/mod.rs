@@ -627,8 +627,7 @@ impl ServiceSender {
     /// Takes away the messages that a service has, along with its position.
     async fn end_messages(&self, service: &Service, status: Status, pending: &Pending) -> store::Result<()> {
         let mut upto: BTreeMap<(u32, String), u64> = BTreeMap::new();
-        for (user, device, at, is_alone) in pending.messages.iter().filter(|(.., is_alone)| *is_alone) {
-            debug_assert!(is_alone);
+        for (user, device, at, _) in pending.messages.iter().filter(|(.., is_alone)| *is_alone) {
             let last = upto.entry((*user, device.clone())).or_default();
             *last = (*last).max(*at);
         }

@@ -242,7 +242,7 @@ impl Services {
         }
     }
 
-    /// The services whose the user is alone and that may have keys.
+    /// The service whose the user is alone, if it can be asked for keys.
     pub fn with_keys_of(&self, user: &UserId) -> Option<Arc<Service>> {
         self.list().iter().find(|service| service.url.is_some() && service.is_alone(user)).cloned()
     }

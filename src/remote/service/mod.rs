@@ -193,7 +193,7 @@ impl Services {
         self.list().iter().find(owns).cloned()
     }
 
-    /// Sends a transaction. `path` and `old_path` begin with a slash.
+    /// Sends a transaction.
     pub async fn put(&self, service: &Service, id: &str, body: Bytes, time: Duration) -> Result<Answered, WebFailed> {
         let id = part(id);
         let (new, old) = (format!("/_matrix/app/v1/transactions/{id}"), format!("/transactions/{id}"));
