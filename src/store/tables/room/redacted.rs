@@ -7,17 +7,20 @@ use crate::store::{Error, EventNum, Get, Result, Write};
 
 /// What is kept at most, the latest: some 30,000 messages.
 const ALL_BYTES_MAX: u64 = 16 << 20;
+/// Removed along with one that is kept, for being old: some 250 rows.
+const SWEPT_MAX: usize = 64;
 /// The row of the bytes that are kept: no event has this number.
 const HELD: &[u8] = &[0; 4];
 
-/// Keeps what an event said, for so long. What is older, or too much, goes: in the long run as many rows as come.
+/// Keeps what an event said, for so long. What is older goes, [`SWEPT_MAX`] at a time, and what is too much.
 pub fn keep(w: &mut Write<'_>, event: EventNum, json: &[u8], now_ms: u64, kept_ms: u64) -> Result<()> {
     remove(w, event)?;
     let held = held(w)? + json.len() as u64;
     w.put(&REDACTED, HELD, &held.to_be_bytes())?;
     w.put(&REDACTED, &event.to_key(), &[&now_ms.to_be_bytes(), json].concat())?;
     w.put(&REDACTED_AGE, &age_key(now_ms, event), &[])?;
-    while sweep(w, now_ms.saturating_sub(kept_ms), 8)? == 8 {}
+    // What is left after a shorter time was set goes by the sweep of every day; it is shown to nobody.
+    sweep(w, now_ms.saturating_sub(kept_ms), SWEPT_MAX)?;
     while self::held(w)? > ALL_BYTES_MAX && sweep(w, u64::MAX, 1)? == 1 {}
     Ok(())
 }
