@@ -228,7 +228,7 @@ impl Folder {
 fn is_ours(path: &Path, digits: usize) -> bool {
     let name = path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
     let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    name.iter().take_while(|byte| is_digit(*byte)).count() == digits && matches!(name.get(digits), None | Some(b'.'))
+    name.iter().take_while(|byte| is_digit(byte)).count() == digits && matches!(name.get(digits), None | Some(b'.'))
 }
 
 fn filter_add(filter: &mut Filter, path: &str) {
