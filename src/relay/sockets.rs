@@ -169,7 +169,14 @@ impl Inner {
             let read = tokio::select! {
                 read = clock.timeout(patience, reader.read(&mut held[length..])) => read?.ok()?,
                 waiting = queue.take() => {
-                    clock.timeout(WRITE, writer.write_all(&waiting)).await?.ok()?;
+                    // Each message is a TLS record of its own, since coturn's client reads one message a record.
+                    let mut rest = &waiting[..];
+                    while !rest.is_empty() {
+                        let length = length_in_stream(rest).ok().flatten().unwrap_or(rest.len());
+                        let (message, after) = rest.split_at(length.min(rest.len()));
+                        clock.timeout(WRITE, writer.write_all(message)).await?.ok()?;
+                        rest = after;
+                    }
                     clock.timeout(WRITE, writer.flush()).await?.ok()?;
                     continue;
                 }
