@@ -23,6 +23,7 @@ use super::said::{problem_of, refused, said_by};
 const LOOKS_MAX: u32 = 40;
 const LOOK_PAUSE_MIN: Duration = Duration::from_secs(1);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(10);
+const NONCE_TRIES: u32 = 4;
 /// A token is some 43 characters of base64.
 const TOKEN_BYTES_MAX: usize = 256;
 
@@ -67,10 +68,10 @@ impl Job<'_> {
         let options = &self.inner.options.acme;
         let contact: Vec<String> = options.email.iter().map(|email| format!("mailto:{email}")).collect();
         let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        let builder = Account::builder_with_http(Box::new(self.asking.clone()));
+        let builder = || Account::builder_with_http(Box::new(self.asking.clone()));
         let known = self.state.account.clone();
         if let Some(known) = known.and_then(|known| serde_json::from_value::<AccountCredentials>(known).ok()) {
-            let account = builder.from_credentials(known).await.map_err(|error| self.failed(error))?;
+            let account = builder().from_credentials(known).await.map_err(|error| self.failed(error))?;
             if self.state.email != options.email {
                 account.update_contacts(&contact).await.map_err(|error| self.lost(error))?;
                 self.state.email = options.email.clone();
@@ -80,7 +81,8 @@ impl Job<'_> {
         }
         let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let external = options.external_account.as_ref().map(|(id, key)| ExternalAccountKey::new(id.clone(), key));
-        let made = builder.create(&new, options.directory.clone(), external.as_ref()).await;
+        let create = async || builder().create(&new, options.directory.clone(), external.as_ref()).await;
+        let made = with_fresh_nonces(create).await;
         let (account, credentials) = made.map_err(|error| self.failed(error))?;
         self.state.account = serde_json::to_value(&credentials).ok();
         self.state.email = options.email.clone();
@@ -126,7 +128,7 @@ impl Job<'_> {
         {
             return Ok(order);
         }
-        let begun = account.new_order(&NewOrder::new(&names)).await;
+        let begun = with_fresh_nonces(async || account.new_order(&NewOrder::new(&names)).await).await;
         begun.map_err(|error| self.lost(error))
     }
 
@@ -171,7 +173,7 @@ impl Job<'_> {
                     self.inner.certificate.answer_challenge(&name, shown);
                 }
             }
-            challenge.set_ready().await.map_err(|error| said_by(&from, &error))?;
+            with_fresh_nonces(async || challenge.set_ready().await).await.map_err(|error| said_by(&from, &error))?;
         }
         Ok(())
     }
@@ -193,11 +195,15 @@ impl Job<'_> {
         let from = self.from();
         for look in 0..LOOKS_MAX {
             self.inner.parts.clock.sleep(self.pause(look)).await;
-            let status = order.refresh().await.map_err(|error| said_by(&from, &error))?.status;
-            match status {
-                OrderStatus::Ready | OrderStatus::Valid => return Ok(()),
-                OrderStatus::Invalid => return Err(self.why(order).await),
-                OrderStatus::Pending | OrderStatus::Processing => {}
+            let missed = match order.refresh().await.map(|state| state.status) {
+                Ok(OrderStatus::Ready | OrderStatus::Valid) => return Ok(()),
+                Ok(OrderStatus::Invalid) => return Err(self.why(order).await),
+                Ok(OrderStatus::Pending | OrderStatus::Processing) => continue,
+                Err(error) => said_by(&from, &error),
+            };
+            // A lost connection or a refused nonce is no end of the order: the next look may succeed.
+            if !missed.is_soon {
+                return Err(missed);
             }
         }
         Err(Missed::soon(format!("{from} has not checked the names in time.")))
@@ -243,7 +249,8 @@ impl Job<'_> {
         self.state.order = Some(Pending { url, names, key: text.clone() });
         self.state.write().await;
         if order.state().status == OrderStatus::Ready {
-            order.finalize_csr(&request).await.map_err(|error| self.failed(error))?;
+            let finalized = with_fresh_nonces(async || order.finalize_csr(&request).await).await;
+            finalized.map_err(|error| self.failed(error))?;
         }
         self.collect(&mut order, &text).await
     }
@@ -253,13 +260,15 @@ impl Job<'_> {
         let from = self.from();
         let mut look = 0;
         let chain = loop {
-            match order.certificate().await.map_err(|error| self.failed(error))? {
-                Some(chain) => break chain,
-                None if look == LOOKS_MAX => {
-                    return Err(Missed::soon(format!("{from} has not made the certificate in time.")));
-                }
-                None => self.inner.parts.clock.sleep(self.pause(look)).await,
+            let missed = match order.certificate().await {
+                Ok(Some(chain)) => break chain,
+                Ok(None) => Missed::soon(format!("{from} has not made the certificate in time.")),
+                Err(error) => self.failed(error),
+            };
+            if look == LOOKS_MAX || !missed.is_soon {
+                return Err(missed);
             }
+            self.inner.parts.clock.sleep(self.pause(look)).await;
             look += 1;
         };
         let unusable = |why: &dyn std::fmt::Display| Missed::of(format!("{from} sent a certificate of no use: {why}."));
@@ -276,6 +285,19 @@ impl Job<'_> {
             None => Err(unusable(&"it has no dates")),
         }
     }
+}
+
+/// Asks again when an authority refuses one nonce after the other (RFC 8555, section 6.5); the library asks three times.
+async fn with_fresh_nonces<T>(
+    mut ask: impl AsyncFnMut() -> Result<T, instant_acme::Error>,
+) -> Result<T, instant_acme::Error> {
+    for _ in 1..NONCE_TRIES {
+        match ask().await {
+            Err(error) if problem_of(&error).is_some_and(|kind| kind == "badNonce") => {}
+            done => return done,
+        }
+    }
+    ask().await
 }
 
 /// Which challenges are tried, in order: after a failure the other one comes first, unless one was chosen.
