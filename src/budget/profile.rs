@@ -158,7 +158,7 @@ impl Profile {
     }
 
     /// The account of memory of that name. An unknown name is a mistake in the program, as in [`Profile::size`].
-    fn account(&self, name: &str) -> u64 {
+    pub fn account(&self, name: &str) -> u64 {
         match self.accounts.iter().find(|row| row.name == name) {
             Some(row) => row.bytes,
             None => panic!("every account asked for is in the profiles: {name} is not one of {}", ACCOUNTS.join(", ")),

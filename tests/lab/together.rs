@@ -48,9 +48,13 @@ impl Amount {
         Amount { account_data: 20, to_device: 40, rooms: 20, messages: 40, ..Amount::large() }
     }
 
-    /// The smallest board has no places for so many.
+    /// The smallest boards have no places for so many: three quarters are a household's (`http/connection_limits.rs`), of which
+    /// the joining person, the one who chats and the other server need theirs too.
     pub fn within(self, profile: &snug::budget::Profile) -> Amount {
-        Amount { at_once: (profile.size("connections_max") / 10).clamp(1, self.at_once), ..self }
+        let (secret, plain) = (profile.connection_bytes(true), profile.connection_bytes(false));
+        let households = profile.account("connections") * 3 / 4;
+        let places = households.saturating_sub(secret) / plain;
+        Amount { at_once: (places.saturating_sub(2) / JOBS.len() as u64).clamp(1, self.at_once), ..self }
     }
 }
 
