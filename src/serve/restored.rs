@@ -1,7 +1,8 @@
 //! What a restored server does so that its past harms nobody: it was somebody once who knew more than it does now.
 //!
-//! Left out of the copy already (`store/copy.rs`): one-time keys, connections of sliding sync, delayed events. Positions go on
-//! far behind any that was given out. What is here is the rest, in short writes, before the server starts for the first time.
+//! Left out of the copy already (`store/copy.rs`): one-time keys, links that set a password, connections of sliding sync,
+//! delayed events. Positions go on far behind any that was given out. What is here is the rest, in short writes, before the
+//! server starts for the first time.
 
 use std::path::Path;
 
@@ -136,6 +137,7 @@ somebody there speaks. What was done about it:
 - Lists of other servers' devices are asked for again, and other servers ask for those of people here.
 - Messages that were still to be sent to other servers are sent; those that got them already leave them out.
 - Delayed events are forgotten, since they were sent or taken back meanwhile.
+- Links with which people choose a password work no more, since they may have been used meanwhile: make new ones.
 What you should know:
 - Passwords, sessions, administrators and locks are as they were: a session that was ended since works again. End what should
   not be there with `snug user password NAME`.
