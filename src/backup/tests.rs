@@ -227,8 +227,13 @@ async fn a_sealed_one_opens_for_who_has_the_key_alone() {
     let found = backups_in(&house.target("to")).unwrap();
     assert!(check_names(&house.target("to"), &found[0]).unwrap().0 > 5);
     let names = house.target("to").join(format!("{}.names", found[0].stamp));
-    fs::write(names, [b'a'; 10_000]).unwrap();
-    assert!(check_names(&house.target("to"), &found[0]).unwrap_err().to_string().contains("is damaged"));
+    let whole = fs::read(&names).unwrap();
+    let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    // Cut off in the middle, behind a name, or with a name less: what they do not name would be removed.
+    for wrong in [&whole[..whole.len() - 3], &whole[..first], &whole[first..], b"", &[b'a'; 10_000]] {
+        fs::write(&names, wrong).unwrap();
+        assert!(check_names(&house.target("to"), &found[0]).unwrap_err().to_string().contains("is damaged"));
+    }
 
     let words = "a long passphrase";
     let order = || Order { passphrase: Some(words.to_owned()), ..house.order("words") };
