@@ -7,8 +7,8 @@
 //! snug-backup/media/ab/abcd…  media files
 //! snug-backup/list            what was in it
 //! ```
-//! `tar --zstd -xf` opens it. It is packed in parts of 256 KiB, each by itself, so that neither side holds more; a reader takes no
-//! longer parts, and nothing but plain files.
+//! `tar --zstd -xf` opens it. It is packed in parts of 256 KiB at most, each by itself, so that neither side holds more; a reader
+//! takes no longer parts, and nothing but plain files.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -47,8 +47,7 @@ impl Archive {
         beside.push(".part");
         let beside = PathBuf::from(beside);
         let out = File::create(&beside).and_then(|file| Output::begin(file, to, random)).map_err(at(&beside))?;
-        let part = Vec::with_capacity(PART);
-        Ok(Archive { path: path.to_owned(), beside, out: Some(out), part, left: 0, padding: 0 })
+        Ok(Archive { path: path.to_owned(), beside, out: Some(out), part: Vec::new(), left: 0, padding: 0 })
     }
 
     pub fn begin_entry(&mut self, entry: &Entry) -> io::Result<()> {
@@ -79,6 +78,15 @@ impl Archive {
         self.pack(&[0; BLOCK][..self.padding])
     }
 
+    /// Packs what has come so far, and holds nothing of it: between two steps nobody pays for that.
+    pub fn rest(&mut self) -> io::Result<()> {
+        let part = std::mem::take(&mut self.part);
+        match &mut self.out {
+            Some(out) if !part.is_empty() => pack_part(out, &part),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends the file and gives it its name.
     pub fn finish(&mut self) -> Result<Stored, Error> {
         let Some(mut out) = self.out.take() else { return Err(Error::Bad("it was finished before".to_owned())) };
@@ -96,6 +104,9 @@ impl Archive {
 
     fn pack(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         let Some(out) = &mut self.out else { return Err(io::Error::other("it was finished before")) };
+        if self.part.capacity() == 0 {
+            self.part.reserve_exact(PART);
+        }
         while !bytes.is_empty() {
             let taken = bytes.len().min(PART - self.part.len());
             self.part.extend_from_slice(&bytes[..taken]);

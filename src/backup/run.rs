@@ -137,14 +137,23 @@ impl Run {
             let written = archive
                 .begin_named("head", head.len() as u64)
                 .and_then(|()| archive.write(head.as_bytes()))
-                .and_then(|()| archive.end());
+                .and_then(|()| archive.end())
+                .and_then(|()| archive.rest());
             written.map_err(Error::Io)?;
         }
         Ok(run)
     }
 
-    /// One step, in memory of `bytes`.
+    /// One step, in memory of `bytes`. Behind it the run holds little: of a sealed file the piece that was begun, 64 KiB.
     pub fn step(&mut self, bytes: u64) -> Result<Step, Error> {
+        let done = self.next(bytes)?;
+        if let Target::Archive(archive) = &mut self.target {
+            archive.rest().map_err(Error::Io)?;
+        }
+        Ok(done)
+    }
+
+    fn next(&mut self, bytes: u64) -> Result<Step, Error> {
         self.progress.stage = self.stage;
         match self.stage {
             Stage::Files => self.file()?,
