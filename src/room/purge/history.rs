@@ -34,7 +34,7 @@ pub struct Keeping {
     history_days: AtomicU32,
     /// A room's own lifetime counts, but for no less than so many days; 0: it does not count.
     retention_days_min: AtomicU32,
-    /// The day on which old messages were looked for.
+    /// The day on which old messages were looked for to the end.
     looked_day: AtomicU64,
 }
 
@@ -65,7 +65,8 @@ impl Rooms {
     pub(super) async fn keep_history(&self, worker: &Worker) -> Result<()> {
         let (now_ms, keeping) = (self.0.parts.clock.now_ms(), &self.0.keeping);
         let (days, min) = (keeping.history_days.load(Relaxed), keeping.retention_days_min.load(Relaxed));
-        if days == 0 && min == 0 || keeping.looked_day.swap(now_ms / DAY_MS, Relaxed) == now_ms / DAY_MS {
+        let today = now_ms / DAY_MS;
+        if days == 0 && min == 0 || keeping.looked_day.load(Relaxed) == today {
             return Ok(());
         }
         let (mut after, mut all) = (None, (0, 0));
@@ -77,6 +78,8 @@ impl Rooms {
             worker.done(events);
             all = (all.0 + events, all.1 + bytes);
         }
+        // Only now: after a failure the next look tries it again.
+        keeping.looked_day.store(today, Relaxed);
         if all.0 > 0 {
             tracing::info!(events = all.0, bytes = all.1, "old messages were removed");
         }

@@ -170,13 +170,16 @@ impl Rooms {
                 if self.0.keeping.left.load(std::sync::atomic::Ordering::Relaxed) {
                     self.purge_left(true).await?;
                 }
-                self.purge_begun(worker).await?;
-                self.keep_history(worker).await
+                self.purge_begun(worker).await
             };
             if let Err(failed) = purged.await {
                 tracing::warn!(%failed, "a room could not be removed; this is tried again");
                 worker.failed(failed);
                 pause = AGAIN;
+            }
+            if let Err(failed) = self.keep_history(worker).await {
+                tracing::warn!(%failed, "old messages could not be removed; this is tried again");
+                worker.failed(failed);
             }
             worker.idle_for(pause);
             tokio::select! {
