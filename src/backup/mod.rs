@@ -165,7 +165,7 @@ pub struct Status {
     pub running: Option<Progress>,
     /// How the last one ended since the start of the server, in words; none while there was none.
     pub ended: Option<Result<String, String>>,
-    /// The times of the last whole one and the last failure, of all times.
+    /// The times of the last whole ones and the last failure, of all times.
     #[serde(flatten)]
     pub noted: Noted,
     /// Whether one is made each day.
@@ -209,7 +209,12 @@ impl Backups {
 
     /// What is being done, and how the last one ended.
     pub fn status(&self) -> Result<Status, Error> {
-        let noted = noted::get(&self.0.parts.store.read()?)?;
+        let mut noted = noted::get(&self.0.parts.store.read()?)?;
+        let target = self.0.options.target.as_ref().map(|target| target.to_string_lossy().into_owned());
+        if noted.scheduled_ms.is_none() && noted.target == target {
+            // Noted before the two were told apart.
+            noted.scheduled_ms = noted.made_ms;
+        }
         let now = self.0.now.lock();
         let is_scheduled = self.0.options.target.is_some();
         Ok(Status { running: now.progress, ended: now.ended.clone(), noted, is_scheduled })
@@ -239,6 +244,10 @@ impl Backups {
 
     /// Makes a backup in a turn that was taken.
     pub async fn make_in(&self, turn: Turn, order: Order) -> Result<String, Error> {
+        self.make_as(turn, order, false).await
+    }
+
+    async fn make_as(&self, turn: Turn, order: Order, is_scheduled: bool) -> Result<String, Error> {
         let target = order.target.clone();
         let done = self.run(order).await;
         let at_ms = self.0.parts.clock.now_ms();
@@ -250,7 +259,7 @@ impl Backups {
             Err(why) => tracing::warn!("the backup to {} failed: {why}", target.display()),
         }
         let note = self.0.parts.store.write(move |w| match said {
-            Ok(_) => noted::made(w, at_ms, &target.to_string_lossy()),
+            Ok(_) => noted::made(w, at_ms, &target.to_string_lossy(), is_scheduled),
             Err(why) => noted::failed(w, at_ms, &why),
         });
         if let Err(failed) = note.await {
@@ -321,7 +330,7 @@ impl Backups {
             let now_ms = clock.now_ms();
             let noted = self.status().map(|status| status.noted).unwrap_or_default();
             let due_ms = latest_due(now_ms, options.minute);
-            let made_ms = noted.made_ms.unwrap_or(0);
+            let made_ms = noted.scheduled_ms.unwrap_or(0);
             if made_ms < due_ms {
                 worker.works_on("making a backup");
                 match self.make_scheduled(&target).await {
@@ -329,6 +338,8 @@ impl Backups {
                         told_ms = 0;
                         worker.done(1);
                     }
+                    // One by hand is being made: this one follows.
+                    Err(Error::Running) => {}
                     Err(failed) => {
                         worker.failed(&failed);
                         let age = match made_ms {
@@ -343,7 +354,7 @@ impl Backups {
                 }
             }
             let now_ms = clock.now_ms();
-            let made = self.status().ok().and_then(|status| status.noted.made_ms).unwrap_or(0);
+            let made = self.status().ok().and_then(|status| status.noted.scheduled_ms).unwrap_or(0);
             let next = match made >= latest_due(now_ms, options.minute) {
                 true => Duration::from_millis(latest_due(now_ms, options.minute) + DAY_MS - now_ms).min(LOOK_MAX),
                 false => AGAIN,
@@ -365,7 +376,7 @@ impl Backups {
         };
         let target = target.to_owned();
         let (media, recipient, keep_days) = (options.media, options.recipient.clone(), options.keep_days);
-        self.make(Order { target, media, recipient, passphrase, keep_days }).await
+        self.make_as(self.begin()?, Order { target, media, recipient, passphrase, keep_days }, true).await
     }
 }
 

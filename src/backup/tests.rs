@@ -473,6 +473,21 @@ async fn the_schedule_makes_one_a_day_and_tells_of_failures() {
     assert!(told.len() == 1 && told[0].contains("failed") && told[0].contains("The last one is of 20"), "{told:?}");
 }
 
+/// A copy that somebody takes along is none of those that are kept by the schedule.
+#[tokio::test]
+async fn one_by_hand_is_none_of_the_schedule() {
+    let mut house = House::new("hand");
+    let target = house.target("daily");
+    let inner = Arc::get_mut(&mut house.backups.0).unwrap();
+    inner.options = Options { target: Some(target), ..Options::default() };
+    house.make(house.order("elsewhere")).await.unwrap();
+    let noted = house.backups.status().unwrap().noted;
+    assert!(noted.made_ms.is_some() && noted.scheduled_ms.is_none(), "{noted:?}");
+    house.make(house.order("daily")).await.unwrap();
+    let noted = house.backups.status().unwrap().noted;
+    assert!(noted.made_ms.is_some() && noted.scheduled_ms == noted.made_ms, "{noted:?}");
+}
+
 #[test]
 fn the_time_of_day() {
     let half_past_three = 210;
