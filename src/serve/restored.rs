@@ -44,9 +44,9 @@ pub(super) fn settle(
     let wrong = |error: store::Error| failed("the restored database", error);
     // Lists of other servers' devices: changes that came meanwhile are not in them.
     let mut after = None;
-    while let Some(last) = write(store, move |w| remote_list::make_stale(w, after, ROWS)).map_err(wrong)? {
+    while let Some((last, count)) = write(store, move |w| remote_list::make_stale(w, after, ROWS)).map_err(wrong)? {
         after = Some(last);
-        done.lists += 1;
+        done.lists += count as u64;
     }
     // Fallback keys: the app may have put another one in place meanwhile.
     let mut after = Vec::new();
