@@ -20,7 +20,7 @@ use crate::base::{Clock, date};
 use crate::budget::{Budget, Card, human};
 use crate::config::Config;
 use crate::store::Store;
-use crate::store::copy::CopyIn;
+use crate::store::copy::{CopyIn, check_format};
 
 /// What stays free on the disk: a backup that says less than it has does not fill it.
 const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -70,7 +70,10 @@ pub fn restore(config: &Config, source: &Source, tell: &mut dyn FnMut(&Progress)
             return Err(failed(source.path.display(), format_args!("{error}. Nothing was restored")));
         }
     };
-    into.copy.finish().map_err(|error| failed(source.path.display(), error))?;
+    if let Err(error) = into.copy.finish() {
+        let _ = fs::remove_dir_all(&begin);
+        return Err(failed(source.path.display(), format_args!("{error}. Nothing was restored")));
+    }
     let server =
         ServerName::parse(&head.server).map_err(|_| failed(source.path.display(), "its server has no name"))?;
     // Opened as a server does it: what an older version wrote is brought up to date.
@@ -171,6 +174,7 @@ impl Sink for Into {
         // Before anything is written; the end of it is checked again.
         self.looked_at = LOOK_EVERY_BYTES;
         ServerName::parse(&head.server).map_err(|_| Error::Bad("its server has no name".to_owned()))?;
+        check_format(head.format)?;
         self.look(0)
     }
 

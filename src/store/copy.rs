@@ -188,6 +188,11 @@ fn is_cut(key: &[u8]) -> bool {
     hasher.finish().is_multiple_of(CUT)
 }
 
+/// Refuses the format of a copy's rows that this version cannot read.
+pub fn check_format(format: u32) -> Result<()> {
+    migrate::check(format).map(drop)
+}
+
 /// Why a piece cannot be put back.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadPiece {
