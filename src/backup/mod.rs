@@ -95,7 +95,7 @@ impl Media {
 }
 
 /// What to back up, and where to.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Order {
     /// An absolute path: a folder, or a file that ends with `.tar.zst`.
     pub target: PathBuf,
@@ -110,6 +110,15 @@ pub struct Order {
     /// How many days backups of the folder are kept; none for ever.
     #[serde(default)]
     pub keep_days: Option<u32>,
+}
+
+/// Without the passphrase.
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Order");
+        shown.field("target", &self.target).field("media", &self.media).field("recipient", &self.recipient);
+        shown.field("keep_days", &self.keep_days).finish_non_exhaustive()
+    }
 }
 
 /// `[backup]`.

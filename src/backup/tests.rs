@@ -488,6 +488,13 @@ async fn one_by_hand_is_none_of_the_schedule() {
     assert!(noted.made_ms.is_some() && noted.scheduled_ms == noted.made_ms, "{noted:?}");
 }
 
+/// Whoever logs an order must not log what opens its backup.
+#[test]
+fn an_order_is_shown_without_its_passphrase() {
+    let order = Order { passphrase: Some("correct horse battery".to_owned()), ..Order::default() };
+    assert!(!format!("{order:?}").contains("horse"));
+}
+
 #[test]
 fn the_time_of_day() {
     let half_past_three = 210;

@@ -72,7 +72,7 @@ pub enum Challenge {
 }
 
 /// `[acme]`.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct AcmeOptions {
     /// The URL of the authority's directory.
     pub directory: String,
@@ -83,6 +83,15 @@ pub struct AcmeOptions {
     /// Roots in PEM under which the authority itself is reached, beside the usual ones.
     pub root_pem: Option<Vec<u8>>,
     pub challenge: Challenge,
+}
+
+/// Without the key of the external account.
+impl std::fmt::Debug for AcmeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("AcmeOptions");
+        shown.field("directory", &self.directory).field("email", &self.email).field("challenge", &self.challenge);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl AcmeOptions {
@@ -110,8 +119,8 @@ pub struct Acme {
     wake: Notify,
 }
 
-/// What is kept between runs.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What is kept between runs. Its keys are secrets, so it is shown nowhere.
+#[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct State {
     /// The directory that the account is of.
@@ -135,7 +144,7 @@ struct State {
 }
 
 /// An order whose key exists already: if the power goes now, the next start takes the certificate of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Pending {
     url: String,
     names: Vec<String>,
