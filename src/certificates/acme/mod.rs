@@ -48,6 +48,8 @@ const SHORT_PAUSES_MS: [u64; 5] = [20_000, MINUTE_MS, 5 * MINUTE_MS, 15 * MINUTE
 const AFTER_START_MS: u64 = 2 * MINUTE_MS;
 /// The longest sleep: a clock may be set meanwhile.
 const SLEEP: Duration = Duration::from_secs(3600);
+/// How often a state is looked at that cannot be read.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(300);
 /// How often a clock that is wrong is looked at.
 const CLOCK_PAUSE: Duration = Duration::from_secs(30);
 /// The shortest pause after a certificate, whatever its dates are.
@@ -181,7 +183,19 @@ impl Acme {
 impl Inner {
     /// Asks and renews for ever.
     pub async fn keep_acme(self: &Arc<Self>, worker: &Worker) {
-        let mut state = self.known_state().await;
+        let mut state = loop {
+            match self.known_state().await {
+                Ok(state) => break state,
+                // The account is in it: a card that cannot be read now is no reason to make another.
+                Err(error) => {
+                    tracing::error!("what is kept of {} cannot be read: {error}", self.options.acme.authority());
+                    self.status.lock().said = Some(format!("{error}."));
+                    worker.failed(&error);
+                    worker.idle_for(UNREADABLE_PAUSE);
+                    self.parts.clock.sleep(UNREADABLE_PAUSE).await;
+                }
+            }
+        };
         loop {
             let pause = self.round(&mut state, worker).await;
             worker.idle_for(pause);
@@ -192,16 +206,17 @@ impl Inner {
         }
     }
 
-    async fn known_state(&self) -> State {
+    /// What an earlier run kept. An error when it is there and cannot be read; what is damaged is as good as none.
+    async fn known_state(&self) -> Result<State, Failed> {
         let file = self.options.folder.join(STATE);
         let read = blocking({
             let file = file.clone();
             move || read_file(&file)
         });
-        let known = read.await.and_then(|text| match text {
+        let known = match read.await? {
             Some(text) => serde_json::from_str(&text).map_err(|error| failed(&file, brief(error))),
             None => Ok(State::default()),
-        });
+        };
         let mut state = known.unwrap_or_else(|error| {
             tracing::warn!("a new account is made at {}: {error}", self.options.acme.authority());
             State::default()
@@ -209,7 +224,7 @@ impl Inner {
         state.file = file;
         state.begin(&self.options.acme.directory);
         self.note(&state);
-        state
+        Ok(state)
     }
 
     fn note(&self, state: &State) {

@@ -77,6 +77,34 @@ fn the_state_is_read_back_and_an_older_one_too() {
     assert!(serde_json::from_str::<State>(r#"{"directory":"a","later":1}"#).unwrap().order.is_none());
 }
 
+/// A new account for each fault of a card would come to the authority's limit of them, and what is in the file would be lost.
+#[tokio::test]
+async fn a_state_that_cannot_be_read_is_not_replaced() {
+    let house = House::new("state");
+    let options = Options {
+        source: Source::Acme,
+        server: "home.example".to_owned(),
+        names: vec!["home.example".to_owned()],
+        folder: house.folder.clone(),
+        acme: AcmeOptions { directory: "https://ca.example/dir".to_owned(), ..AcmeOptions::default() },
+        addresses: Vec::new,
+    };
+    let parts = Parts {
+        clock: Clock::real(),
+        random: Random::seeded(1),
+        web: us(&Lab::new(), &[], &[]).remote.web().clone(),
+        account: Budget::for_tests().account("outbound"),
+    };
+    let certificates = Certificates::new(options, parts).unwrap();
+    let file = house.folder.join(STATE);
+    std::fs::create_dir(&file).unwrap();
+    assert!(certificates.0.known_state().await.is_err());
+    std::fs::remove_dir(&file).unwrap();
+    assert!(certificates.0.known_state().await.is_ok_and(|state| state.account.is_none()));
+    std::fs::write(&file, b"{ damaged \xff").unwrap();
+    assert!(certificates.0.known_state().await.is_ok_and(|state| state.account.is_none()));
+}
+
 #[test]
 fn the_other_challenge_comes_after_a_failure() {
     use Challenge::{Any, Http, Tls};
@@ -164,7 +192,7 @@ async fn ordered(name: &'static str, odd: Odd) -> (Result<(), Missed>, bool) {
     };
     let certificates = Certificates::new(options, parts).unwrap();
     certificates.note_port_80(true);
-    let mut state = certificates.0.known_state().await;
+    let mut state = certificates.0.known_state().await.unwrap();
     let done = certificates.0.attempt(&mut state, &["home.example".to_owned()]).await;
     assert!(certificates.answer("tok").is_none(), "an answer is gone with its order");
     assert!(!certificates.certificate().unwrap().is_there());
