@@ -27,7 +27,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Clock, Random, StopWatch, Worker, blocking, date};
+use crate::base::{Clock, Random, StopWatch, Worker, blocking, date, read_small};
 use crate::budget::{Budget, Refused};
 use crate::store::tables::backups::{self as noted, Noted};
 use crate::store::{self, Store};
@@ -49,6 +49,8 @@ const ARCHIVES: [&str; 2] = [".tar.zst", ".tar.zst.age"];
 /// The longest pause between two steps beside other work, which is as long as the step took.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// A passphrase, and what its owner noted beside it.
+const PASSPHRASE_FILE_BYTES_MAX: u64 = 4096;
 /// After a failure it is tried again at these intervals until the next time of day.
 const AGAIN: Duration = Duration::from_secs(60 * 60);
 /// A scheduled backup that is older is told to the administrators.
@@ -377,7 +379,10 @@ impl Backups {
         let options = &self.0.options;
         let passphrase = match options.passphrase_file.clone() {
             Some(path) => {
-                let text = blocking(move || std::fs::read_to_string(&path).map_err(at(&path))).await?;
+                let file = path.clone();
+                let text = blocking(move || read_small(&file, PASSPHRASE_FILE_BYTES_MAX)).await.map_err(at(&path))?;
+                let text = String::from_utf8(text);
+                let text = text.map_err(|_| Error::Bad(format!("{} is no text in UTF-8", path.display())))?;
                 // As `snug restore` reads it.
                 Some(text.lines().next().unwrap_or_default().to_owned())
             }

@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::base::private::{make_folder, write_secret};
-use crate::base::{Clock, Random, Worker};
+use crate::base::{Clock, Random, Worker, read_small};
 use crate::budget::Account;
 use crate::http::tls::{CHALLENGES_MAX, Certificate, Pair, Unusable};
 use crate::remote::web::Web;
@@ -304,18 +304,11 @@ impl From<Unusable> for Failed {
 
 /// A file of ours, none when it is not there. What is damaged in it is found by whoever parses it.
 fn read_file(file: &Path) -> Result<Option<String>, Failed> {
-    use std::io::{ErrorKind, Read};
-    match std::fs::metadata(file) {
-        Ok(found) if !found.is_file() => return Err(failed(file, "it is no file")),
-        Ok(found) if found.len() > FILE_BYTES_MAX => return Err(failed(file, "it is too large to be ours")),
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(file, error)),
+    match read_small(file, FILE_BYTES_MAX) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(file, error)),
     }
-    let mut bytes = Vec::new();
-    let read = std::fs::File::open(file).and_then(|opened| opened.take(FILE_BYTES_MAX).read_to_end(&mut bytes));
-    read.map_err(|error| failed(file, error))?;
-    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 /// A chain and its key from one file.
