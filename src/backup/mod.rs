@@ -377,20 +377,30 @@ impl Backups {
 
     async fn make_scheduled(&self, target: &Path) -> Result<String, Error> {
         let options = &self.0.options;
-        let passphrase = match options.passphrase_file.clone() {
-            Some(path) => {
-                let file = path.clone();
-                let text = blocking(move || read_small(&file, PASSPHRASE_FILE_BYTES_MAX)).await.map_err(at(&path))?;
-                let text = String::from_utf8(text);
-                let text = text.map_err(|_| Error::Bad(format!("{} is no text in UTF-8", path.display())))?;
-                // As `snug restore` reads it.
-                Some(text.lines().next().unwrap_or_default().to_owned())
+        let passphrase = match self.passphrase().await {
+            Ok(passphrase) => passphrase,
+            Err(failed) => {
+                let (at_ms, why) = (self.0.parts.clock.now_ms(), failed.to_string());
+                if let Err(failed) = self.0.parts.store.write(move |w| noted::failed(w, at_ms, &why)).await {
+                    tracing::warn!(%failed, "that a backup failed cannot be noted");
+                }
+                return Err(failed);
             }
-            None => None,
         };
         let target = target.to_owned();
         let (media, recipient, keep_days) = (options.media, options.recipient.clone(), options.keep_days);
         self.make_as(self.begin()?, Order { target, media, recipient, passphrase, keep_days }, true).await
+    }
+
+    /// What the backups of the schedule are sealed to.
+    async fn passphrase(&self) -> Result<Option<String>, Error> {
+        let Some(path) = self.0.options.passphrase_file.clone() else { return Ok(None) };
+        let file = path.clone();
+        let text = blocking(move || read_small(&file, PASSPHRASE_FILE_BYTES_MAX)).await.map_err(at(&path))?;
+        let text = String::from_utf8(text);
+        let text = text.map_err(|_| Error::Bad(format!("{} is no text in UTF-8", path.display())))?;
+        // As `snug restore` reads it.
+        Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
     }
 }
 
