@@ -160,6 +160,8 @@ pub struct Progress {
     pub checked_bytes: u64,
     /// Media files that are not what they were.
     pub damaged: u64,
+    /// Files and folders of the data folder that are not in it.
+    pub left_out: u64,
 }
 
 /// A thing as it lies in the target.
@@ -422,6 +424,9 @@ fn said(stored: &Stored, progress: &Progress, took: Duration) -> String {
     );
     if progress.damaged > 0 {
         said += &format!(" {} media files are damaged and not in it: the log names them.", progress.damaged);
+    }
+    if progress.left_out > 0 {
+        said += &format!(" {} files in the data folder are not in it: the log names them.", progress.left_out);
     }
     said
 }

@@ -410,6 +410,24 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     assert!(others.iter().all(|path| path.exists()), "{others:?}");
 }
 
+/// A key that is a link to another disk is a key; what cannot be taken along is said.
+#[tokio::test]
+async fn links_are_followed_and_what_is_left_out_is_said() {
+    let house = House::new("links");
+    let data = house.folder.join("data");
+    fs::write(house.folder.join("elsewhere"), "a third").unwrap();
+    std::os::unix::fs::symlink(house.folder.join("elsewhere"), data.join("linked.key")).unwrap();
+    std::os::unix::fs::symlink(house.folder.join("nowhere"), data.join("leads-nowhere")).unwrap();
+    let said = house.make(house.order("one")).await.unwrap();
+    assert!(!said.contains("not in it"), "{said}");
+    let files = read(&source(&house.target("one"))).unwrap().files;
+    assert_eq!(files.get("linked.key").map(Vec::as_slice), Some(&b"a third"[..]));
+    fs::write(data.join("long"), vec![b'x'; list::FILE_BYTES_MAX as usize + 1]).unwrap();
+    fs::write(data.join("a name"), "x").unwrap();
+    let said = house.make(house.order("other")).await.unwrap();
+    assert!(said.contains("2 files in the data folder are not in it"), "{said}");
+}
+
 /// A backup that was ended half-way leaves what it wrote, and the next one does not write that again.
 #[tokio::test]
 async fn an_interrupted_one_goes_on() {
