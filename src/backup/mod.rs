@@ -515,6 +515,11 @@ pub enum Error {
          folder keeps what is written, so that the next backup is shorter"
     )]
     Grew,
+    #[error(
+        "the disk of the database is nearly full, and the database grows while its rows are copied: make room there first, such as \
+         with `snug purge`"
+    )]
+    Low,
     #[error("{}: {}", .0.display(), .1)]
     File(PathBuf, io::Error),
     #[error("it cannot be read or written: {0}")]

@@ -221,8 +221,11 @@ impl Run {
             self.stage = Stage::Media;
             return Ok(Step::Again);
         };
-        if self.parts.store.file_bytes() > self.rows_grown_max || self.parts.store.check_spare().is_err() {
+        if self.parts.store.file_bytes() > self.rows_grown_max {
             return Err(Error::Grew);
+        }
+        if self.parts.store.check_spare().is_err() {
+            return Err(Error::Low);
         }
         let most = (bytes.saturating_sub(SEAL_BYTES) / 3) as usize;
         let (piece, count) = match rows.next(most.max(PIECE_BYTES_MAX))? {
