@@ -24,6 +24,8 @@ use super::{Error, Stored, at};
 use crate::base::{Random, timestamp};
 
 const INCOMING: &str = "incoming";
+/// Letters and digits of a name in there.
+const INCOMING_CHARS: usize = 16;
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity.age";
 const LIST: &str = ".list";
@@ -81,11 +83,8 @@ impl Folder {
             // A file system without locks, such as some network folders.
             Err(fs::TryLockError::Error(_)) => {}
         }
-        match fs::remove_dir_all(&incoming) {
-            Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(at(&incoming)(failed)),
-            _ => {}
-        }
         fs::create_dir_all(&incoming).map_err(at(&incoming))?;
+        remove_halves(&incoming).map_err(at(&incoming))?;
         Ok(Folder { root: root.to_owned(), seal, random: random.clone(), writing: None, _lock: lock })
     }
 
@@ -104,7 +103,7 @@ impl Folder {
     }
 
     fn begin_at(&mut self, place: PathBuf) -> io::Result<()> {
-        let path = self.root.join(INCOMING).join(self.random.token(16));
+        let path = self.root.join(INCOMING).join(self.random.token(INCOMING_CHARS));
         let file = File::options().write(true).create_new(true).open(&path)?;
         let to = self.seal.map(|seal| To::Recipient(seal.recipient));
         self.writing = Some(Writing { out: Output::begin(file, to.as_ref(), &self.random)?, path, place });
@@ -161,7 +160,7 @@ impl Folder {
 
     /// The names of a sealed backup, for those who cannot read its list.
     fn write_names(&self, seal: &Seal, stamp: &str, list: &mut File) -> io::Result<()> {
-        let path = self.root.join(INCOMING).join(self.random.token(16));
+        let path = self.root.join(INCOMING).join(self.random.token(INCOMING_CHARS));
         let mut out = io::BufWriter::new(File::options().write(true).create_new(true).open(&path)?);
         let (mut lines, _) = Lines::begin(list).map_err(io::Error::other)?;
         let (mut hash, mut names) = (Sha256::new(), 0);
@@ -228,6 +227,21 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Removes what an interrupted backup left. A disk may have a folder of that name of its owner's: only files with names as ours
+/// have them go.
+fn remove_halves(incoming: &Path) -> io::Result<()> {
+    for file in fs::read_dir(incoming)? {
+        let file = file?;
+        let name = file.file_name();
+        let name = name.as_encoded_bytes();
+        let is_ours = name.len() == INCOMING_CHARS && name.iter().all(u8::is_ascii_alphanumeric);
+        if is_ours && file.file_type()?.is_file() {
+            fs::remove_file(file.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a name begins with so many digits of a hash, behind which is nothing or a suffix.

@@ -385,7 +385,11 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     let gone = house.media("d", b"gone soon", Some(7));
     house.make(order()).await.unwrap();
     // On a disk that has other things too, these stay.
-    let others = [house.target("to/media/films/film.mkv"), house.target("to/media/ab/cd"), house.target("to/1.list")];
+    let others =
+        ["media/films/film.mkv", "media/ab/cd", "1.list", "incoming/letter.txt", "incoming/scans/0123456789abcdef"]
+            .map(|name| house.target("to").join(name));
+    let half = house.target("to/incoming/0123456789abcdef");
+    fs::write(&half, "half a thing").unwrap();
     for path in &others {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "somebody's own").unwrap();
@@ -407,7 +411,7 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     house.clock.advance(Duration::from_millis(90 * DAY_MS));
     house.make(order()).await.unwrap();
     assert_eq!(backups_in(&house.target("to")).unwrap().len(), 1);
-    assert!(others.iter().all(|path| path.exists()), "{others:?}");
+    assert!(others.iter().all(|path| path.exists()) && !half.exists(), "{others:?}");
 }
 
 /// A key that is a link to another disk is a key; what cannot be taken along is said.
