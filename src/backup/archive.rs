@@ -12,10 +12,11 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::list::{Entry, Kind, hex};
-use super::seal::{Input, Output, To};
+use super::seal::{Input, Output, To, mode};
 use super::{Error, LEVEL, Stored, at};
 use crate::base::Random;
 
@@ -46,7 +47,8 @@ impl Archive {
         let mut beside = path.to_owned().into_os_string();
         beside.push(".part");
         let beside = PathBuf::from(beside);
-        let out = File::create(&beside).and_then(|file| Output::begin(file, to, random)).map_err(at(&beside))?;
+        let file = File::options().write(true).create(true).truncate(true).mode(mode(to)).open(&beside);
+        let out = file.and_then(|file| Output::begin(file, to, random)).map_err(at(&beside))?;
         Ok(Archive { path: path.to_owned(), beside, out: Some(out), part: Vec::new(), left: 0, padding: 0 })
     }
 

@@ -13,13 +13,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ring::hmac;
 use sha2::{Digest, Sha256};
 
 use super::list::{Entry, Head, Kind, LINE_BYTES_MAX, Lines, end_line, hex};
-use super::seal::{Identity, Input, Key, Output, Recipient, To};
+use super::seal::{Identity, Input, Key, Output, Recipient, To, mode};
 use super::{Error, Stored, at};
 use crate::base::{Random, timestamp};
 
@@ -104,8 +105,8 @@ impl Folder {
 
     fn begin_at(&mut self, place: PathBuf) -> io::Result<()> {
         let path = self.root.join(INCOMING).join(self.random.token(INCOMING_CHARS));
-        let file = File::options().write(true).create_new(true).open(&path)?;
         let to = self.seal.map(|seal| To::Recipient(seal.recipient));
+        let file = File::options().write(true).create_new(true).mode(mode(to.as_ref())).open(&path)?;
         self.writing = Some(Writing { out: Output::begin(file, to.as_ref(), &self.random)?, path, place });
         Ok(())
     }

@@ -173,6 +173,9 @@ async fn a_folder_has_each_thing_once_and_all_of_it_comes_back() {
     assert_eq!(first.media.values().sum::<usize>(), 7 + 300_000 + 3);
     assert!(first.rows > 3_000);
     let before = files_below(&house.target("to"));
+    use std::os::unix::fs::PermissionsExt;
+    let is_open = |path: &PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0;
+    assert!(!before.iter().any(|path| is_open(path) && path.file_name().is_some_and(|name| name != "lock")));
 
     house.clock.advance(Duration::from_secs(60));
     house.rows(3_000..3_010);
