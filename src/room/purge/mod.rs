@@ -34,6 +34,8 @@ const AGAIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(60 * 60);
 /// Rooms that are begun in one look, and shown.
 const ROOMS_MAX: usize = 1000;
+/// Rooms that are gone through at once: so many with a fault would hold up the others.
+const BEGUN_MAX: usize = 100;
 /// Leaves of people here are sent to other servers before their events go, for at most so long.
 const TOLD_WITHIN: Duration = Duration::from_secs(10 * 60);
 
@@ -189,39 +191,51 @@ impl Rooms {
         }
     }
 
-    /// Removes the rooms that were begun.
+    /// Removes the rooms that were begun. One that cannot be removed holds up none of the others.
     pub(super) async fn purge_begun(&self, worker: &Worker) -> Result<()> {
-        let mut is_any = false;
-        while let Some((num, purge)) = self.reading(|_, read| Ok(purge::list(read, 1)?.pop())).await? {
+        let (mut is_any, mut failed) = (false, None);
+        loop {
+            let begun = self.reading(|_, read| Ok(purge::list(read, BEGUN_MAX)?)).await?;
+            if begun.is_empty() || failed.is_some() {
+                break;
+            }
             is_any = true;
-            worker.works_on(format_args!("removing {}", purge.room_id));
-            if purge.cursor.is_none() {
-                while !self.freed(move |w| purge::clear(w, num, ROWS_MAX)).await? {
-                    self.0.parts.clock.sleep(PAUSE).await;
+            for (num, purge) in begun {
+                if let Err(error) = self.purge_one(worker, num, purge).await {
+                    failed = failed.or(Some(error));
                 }
-            }
-            let mut reached = EventNum(purge.cursor.unwrap_or(0));
-            loop {
-                let (rooms, end) = (self.clone(), purge.end);
-                let (events, last) = blocking(move || {
-                    purge::events(&rooms.0.parts.store.read()?, num, reached, end, LOOKED_AT, EVENTS_MAX)
-                })
-                .await?;
-                let to = last.or(events.last().copied()).unwrap_or(reached);
-                if !events.is_empty() {
-                    worker.done(events.len() as u64);
-                    self.freed(move |w| purge::remove_events(w, num, &events, to)).await?;
-                }
-                let Some(last) = last else { break };
-                reached = last;
-                self.0.parts.clock.sleep(PAUSE).await;
-            }
-            if let Some(done) = self.freed(move |w| purge::end(w, num)).await? {
-                tracing::info!(room = %done.room_id, events = done.events, rows = done.rows, "a room was removed");
             }
         }
         if is_any {
             self.0.sweep.notify_one();
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn purge_one(&self, worker: &Worker, num: RoomNum, purge: Purge) -> Result<()> {
+        worker.works_on(format_args!("removing {}", purge.room_id));
+        if purge.cursor.is_none() {
+            while !self.freed(move |w| purge::clear(w, num, ROWS_MAX)).await? {
+                self.0.parts.clock.sleep(PAUSE).await;
+            }
+        }
+        let mut reached = EventNum(purge.cursor.unwrap_or(0));
+        loop {
+            let (rooms, end) = (self.clone(), purge.end);
+            let (events, last) =
+                blocking(move || purge::events(&rooms.0.parts.store.read()?, num, reached, end, LOOKED_AT, EVENTS_MAX))
+                    .await?;
+            let to = last.or(events.last().copied()).unwrap_or(reached);
+            if !events.is_empty() {
+                worker.done(events.len() as u64);
+                self.freed(move |w| purge::remove_events(w, num, &events, to)).await?;
+            }
+            let Some(last) = last else { break };
+            reached = last;
+            self.0.parts.clock.sleep(PAUSE).await;
+        }
+        if let Some(done) = self.freed(move |w| purge::end(w, num)).await? {
+            tracing::info!(room = %done.room_id, events = done.events, rows = done.rows, "a room was removed");
         }
         Ok(())
     }
