@@ -12,12 +12,14 @@ use super::{Failed, failed};
 use crate::base::{Clock, date, span};
 use crate::store::tables::backups;
 use crate::store::tables::media::{self, Remote};
-use crate::store::tables::user::{self as users, e2ee_key, remote_list};
+use crate::store::tables::user::{self as users, backup as key_backup, e2ee_key, remote_list};
 use crate::store::{self, Store, Write};
 use crate::user;
 
 /// Rows of one write.
 const ROWS: usize = 500;
+/// More key backups than a user made in the lost time: an app that has the key of one must not find another's under its number.
+const KEY_BACKUPS_LOST: u32 = 1000;
 /// For so long a server says at its start that it was restored.
 const SAID_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
@@ -53,7 +55,7 @@ pub(super) fn settle(
     while let Some(last) = write(store, move |w| e2ee_key::use_fallbacks(w, &after, ROWS)).map_err(wrong)? {
         after = last;
     }
-    // Our people's devices may be others than everybody knows.
+    // Our people's devices may be others than everybody knows, and their apps may have versions of key backups that are not here.
     let mut after = None;
     loop {
         let mut found = None;
@@ -69,7 +71,10 @@ pub(super) fn settle(
         after = Some(num);
         let Ok(user_id) = UserId::parse(&id) else { continue };
         let server = server.to_owned();
-        let told = store.write_bulk_blocking(move |w| user::announce_restored(w, &server, num, &user_id));
+        let told = store.write_bulk_blocking(move |w| {
+            key_backup::skip_numbers(w, num, KEY_BACKUPS_LOST)?;
+            user::announce_restored(w, &server, num, &user_id)
+        });
         told.map_err(|error| failed("the restored database", error))?;
         done.accounts += 1;
     }
