@@ -71,7 +71,7 @@ pub(super) fn settle(
         after = Some(num);
         let Ok(user_id) = UserId::parse(&id) else { continue };
         let server = server.to_owned();
-        let told = store.write_bulk_blocking(move |w| {
+        let told = store.write_freeing_blocking(move |w| {
             key_backup::skip_numbers(w, num, KEY_BACKUPS_LOST)?;
             user::announce_restored(w, &server, num, &user_id)
         });
@@ -114,7 +114,8 @@ fn write<T: Send + 'static>(
     store: &Store,
     job: impl FnOnce(&mut Write<'_>) -> store::Result<T> + Send + 'static,
 ) -> store::Result<T> {
-    store.write_bulk_blocking(job).map(|(done, _)| done).map_err(Into::into)
+    // As the rows before it: a card that has just room for the server is no reason to have none.
+    store.write_freeing_blocking(job).map(|(done, _)| done).map_err(Into::into)
 }
 
 /// Says in the log, for some days, that the server was restored.

@@ -351,7 +351,7 @@ impl CopyIn {
             w.put(&META, LOST_ROW, &lost)?;
             counters.put(w)
         };
-        store.write_bulk_blocking(job).map_err(|failed| BadPiece::Store(failed.into()))?;
+        store.write_freeing_blocking(job).map_err(|failed| BadPiece::Store(failed.into()))?;
         store.close_blocking();
         Ok(())
     }
