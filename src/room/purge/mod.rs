@@ -38,6 +38,9 @@ const ROOMS_MAX: usize = 1000;
 const BEGUN_MAX: usize = 100;
 /// Leaves of people here are sent to other servers before their events go, for at most so long.
 const TOLD_WITHIN: Duration = Duration::from_secs(10 * 60);
+/// How often it is looked whether they were sent: each look goes through all that waits for other servers.
+const TOLD_LOOK_MIN: Duration = Duration::from_millis(500);
+const TOLD_LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// A room on its way out.
 #[derive(Debug, Clone, Serialize)]
@@ -250,7 +253,7 @@ impl Rooms {
     /// Waits until other servers know that people here left.
     async fn wait_until_told(&self, room_id: &RoomId) -> Result<()> {
         let clock = &self.0.parts.clock;
-        let begun = clock.instant();
+        let (begun, mut pause) = (clock.instant(), TOLD_LOOK_MIN);
         loop {
             let id = room_id.to_owned();
             let is_told = self.reading(move |_, read| {
@@ -260,7 +263,8 @@ impl Rooms {
             if is_told.await? || clock.instant().saturating_sub(begun) >= TOLD_WITHIN {
                 return Ok(());
             }
-            clock.sleep(Duration::from_millis(500)).await;
+            clock.sleep(pause).await;
+            pause = (2 * pause).min(TOLD_LOOK_MAX);
         }
     }
 }
