@@ -7,8 +7,8 @@
 //! snug-backup/media/ab/abcd…  media files
 //! snug-backup/list            what was in it
 //! ```
-//! `tar --zstd -xf` opens it. It is packed in parts of 256 KiB at most, each by itself, so that neither side holds more; a reader
-//! takes no longer parts, and nothing but plain files.
+//! `tar --zstd -xf` opens it. It is packed in parts of 128 KiB at most, each by itself, so that neither side holds more; a reader
+//! takes parts of 256 KiB and no longer ones, and nothing but plain files.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -22,8 +22,9 @@ use crate::base::Random;
 
 pub const ROOT: &str = "snug-backup/";
 const BLOCK: usize = 512;
-/// What is packed at once.
-const PART: usize = 256 << 10;
+/// What is packed at once. With the same packed, what zstd needs for it, the sealing, and a piece of 256 KiB that is written it
+/// fits a step (`run.rs`).
+const PART: usize = 128 << 10;
 /// The longest window a reader allows a part, as a power of two: 256 KiB.
 const WINDOW_LOG_MAX: u32 = 18;
 
