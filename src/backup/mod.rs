@@ -20,6 +20,7 @@ mod seal;
 mod tests;
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,6 +163,8 @@ pub struct Progress {
     pub damaged: u64,
     /// Files and folders of the data folder that are not in it.
     pub left_out: u64,
+    /// It lies on the disk that the server is on.
+    pub is_beside: bool,
 }
 
 /// A thing as it lies in the target.
@@ -428,6 +431,9 @@ fn said(stored: &Stored, progress: &Progress, took: Duration) -> String {
     if progress.left_out > 0 {
         said += &format!(" {} files in the data folder are not in it: the log names them.", progress.left_out);
     }
+    if progress.is_beside {
+        said += " It is on the same disk as the server, and is lost with it.";
+    }
     said
 }
 
@@ -475,7 +481,10 @@ fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
         let seal = recipient.map(|recipient| Seal { recipient, names: [0; 32] });
         let to = run::to_of(seal.as_ref(), order.passphrase.clone());
         let archive = Archive::begin(target, to.as_ref(), &parts.random)?;
-        return Run::begin(parts, order.media, Target::Archive(archive), None, now_ms);
+        let is_beside = is_same_disk(target.parent().unwrap_or(target), &parts.folder);
+        let mut run = Run::begin(parts, order.media, Target::Archive(archive), None, now_ms)?;
+        run.progress.is_beside = is_beside;
+        return Ok(run);
     }
     let recipient = match passphrase {
         Some(words) => Some(identity(target, words, Some(&parts.random))?.recipient()),
@@ -483,7 +492,16 @@ fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
     };
     let seal = recipient.map(|recipient| Ok::<_, Error>(Seal { recipient, names: names()? })).transpose()?;
     let folder = Folder::open(target, seal, &parts.random)?;
-    Run::begin(parts, order.media, Target::Folder(folder), seal, now_ms)
+    let is_beside = is_same_disk(target, &parts.folder);
+    let mut run = Run::begin(parts, order.media, Target::Folder(folder), seal, now_ms)?;
+    run.progress.is_beside = is_beside;
+    Ok(run)
+}
+
+/// Whether two folders are on one file system, such as a target whose own disk is not there.
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    let disk = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    disk(one).is_some_and(|of_one| disk(other) == Some(of_one))
 }
 
 /// What the names of sealed things are keyed with: the same for each backup of this database, and known to nobody else.
