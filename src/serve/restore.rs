@@ -13,7 +13,7 @@ use ruma::ServerName;
 
 use super::database::store_options;
 use super::folder::{DATABASE, MEDIA, RESTORING, VERIFIED, check_owner, finish_restore};
-use super::restored::{MEANS, settle};
+use super::restored::{MEANS, Settled, settle};
 use super::{Failed, failed, profile};
 use crate::backup::{self, Error, Head, OUTSIDE, Progress, STEP_BYTES, Sink, Source, bad_piece};
 use crate::base::{Clock, date};
@@ -70,19 +70,10 @@ pub fn restore(config: &Config, source: &Source, tell: &mut dyn FnMut(&Progress)
             return Err(failed(source.path.display(), format_args!("{error}. Nothing was restored")));
         }
     };
-    if let Err(error) = into.copy.finish() {
+    let settled = finish(into.copy, &head, &source.path, &begin, &budget).map_err(|error| {
         let _ = fs::remove_dir_all(&begin);
-        return Err(failed(source.path.display(), format_args!("{error}. Nothing was restored")));
-    }
-    let server =
-        ServerName::parse(&head.server).map_err(|_| failed(source.path.display(), "its server has no name"))?;
-    // Opened as a server does it: what an older version wrote is brought up to date.
-    let store = Store::open(store_options(&begin.join(DATABASE), &budget))
-        .map_err(|error| failed(begin.join(DATABASE).display(), error))?;
-    let settled = settle(&store, &server, &begin.join(MEDIA), Clock::real().now_ms(), head.made_ms);
-    store.close_blocking();
-    drop(store);
-    let settled = settled?;
+        Failed(format!("{error}. Nothing was restored"))
+    })?;
     let marked = || {
         rustix::fs::syncfs(File::open(&begin)?)?;
         File::create(begin.join(VERIFIED))?.sync_all()?;
@@ -118,6 +109,18 @@ pub fn restore(config: &Config, source: &Source, tell: &mut dyn FnMut(&Progress)
         date(head.made_ms)
     );
     Ok(said + "\n" + MEANS)
+}
+
+/// Makes a database of the rows that were read, and settles it.
+fn finish(copy: CopyIn, head: &Head, source: &Path, begin: &Path, budget: &Budget) -> Result<Settled, Failed> {
+    copy.finish().map_err(|error| failed(source.display(), error))?;
+    let server = ServerName::parse(&head.server).map_err(|_| failed(source.display(), "its server has no name"))?;
+    // Opened as a server does it: what an older version wrote is brought up to date.
+    let file = begin.join(DATABASE);
+    let store = Store::open(store_options(&file, budget)).map_err(|error| failed(file.display(), error))?;
+    let settled = settle(&store, &server, &begin.join(MEDIA), Clock::real().now_ms(), head.made_ms);
+    store.close_blocking();
+    settled
 }
 
 /// Refuses a folder with anything in it but the beginning of a restore.
