@@ -100,7 +100,7 @@ fn looked_at(source: &Source) -> Vec<Finding> {
 /// Backups that failed, or are old, where some are to be made; and that this is a restored server.
 fn backups(status: &backup::Status, now_ms: u64) -> Vec<Finding> {
     let (mut found, noted) = (Vec::new(), &status.noted);
-    let age = noted.made_ms.map(|made| now_ms.saturating_sub(made));
+    let age = noted.scheduled_ms.map(|made| now_ms.saturating_sub(made));
     let last = age.map_or("There is none yet.".to_owned(), |age| format!("The last one is {} old.", span(age)));
     if status.is_scheduled && status.running.is_none() {
         match &noted.why {

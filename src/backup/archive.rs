@@ -7,22 +7,24 @@
 //! snug-backup/media/ab/abcd…  media files
 //! snug-backup/list            what was in it
 //! ```
-//! `tar --zstd -xf` opens it. It is packed in parts of 256 KiB, each by itself, so that neither side holds more; a reader takes no
-//! longer parts, and nothing but plain files.
+//! `tar --zstd -xf` opens it. It is packed in parts of 128 KiB at most, each by itself, so that neither side holds more; a reader
+//! takes parts of 256 KiB and no longer ones, and nothing but plain files.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::list::{Entry, Kind, hex};
-use super::seal::{Input, Output, To};
+use super::seal::{Input, Output, To, mode};
 use super::{Error, LEVEL, Stored, at};
 use crate::base::Random;
 
 pub const ROOT: &str = "snug-backup/";
 const BLOCK: usize = 512;
-/// What is packed at once.
-const PART: usize = 256 << 10;
+/// What is packed at once. With the same packed, what zstd needs for it, the sealing, and a piece of 256 KiB that is written it
+/// fits a step (`run.rs`).
+const PART: usize = 128 << 10;
 /// The longest window a reader allows a part, as a power of two: 256 KiB.
 const WINDOW_LOG_MAX: u32 = 18;
 
@@ -46,9 +48,9 @@ impl Archive {
         let mut beside = path.to_owned().into_os_string();
         beside.push(".part");
         let beside = PathBuf::from(beside);
-        let out = File::create(&beside).and_then(|file| Output::begin(file, to, random)).map_err(at(&beside))?;
-        let part = Vec::with_capacity(PART);
-        Ok(Archive { path: path.to_owned(), beside, out: Some(out), part, left: 0, padding: 0 })
+        let file = File::options().write(true).create(true).truncate(true).mode(mode(to)).open(&beside);
+        let out = file.and_then(|file| Output::begin(file, to, random)).map_err(at(&beside))?;
+        Ok(Archive { path: path.to_owned(), beside, out: Some(out), part: Vec::new(), left: 0, padding: 0 })
     }
 
     pub fn begin_entry(&mut self, entry: &Entry) -> io::Result<()> {
@@ -79,6 +81,15 @@ impl Archive {
         self.pack(&[0; BLOCK][..self.padding])
     }
 
+    /// Packs what has come so far, and holds nothing of it: between two steps nobody pays for that.
+    pub fn rest(&mut self) -> io::Result<()> {
+        let part = std::mem::take(&mut self.part);
+        match &mut self.out {
+            Some(out) if !part.is_empty() => pack_part(out, &part),
+            _ => Ok(()),
+        }
+    }
+
     /// Ends the file and gives it its name.
     pub fn finish(&mut self) -> Result<Stored, Error> {
         let Some(mut out) = self.out.take() else { return Err(Error::Bad("it was finished before".to_owned())) };
@@ -96,6 +107,9 @@ impl Archive {
 
     fn pack(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         let Some(out) = &mut self.out else { return Err(io::Error::other("it was finished before")) };
+        if self.part.capacity() == 0 {
+            self.part.reserve_exact(PART);
+        }
         while !bytes.is_empty() {
             let taken = bytes.len().min(PART - self.part.len());
             self.part.extend_from_slice(&bytes[..taken]);

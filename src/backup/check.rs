@@ -1,7 +1,7 @@
 //! Reading a backup, from a folder or one file: everything is compared with the list, and handed on only as what it must be.
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -93,7 +93,8 @@ impl Source {
         // Once for whether it is whole, before anything is done.
         let (mut lines, _) = Lines::begin(folder::open_list(root, &found, key)?)?;
         while let Some(entry) = lines.next()? {
-            progress.media_bytes += if entry.kind == Kind::Media { entry.bytes } else { 0 };
+            let bytes = if entry.kind == Kind::Media { entry.bytes } else { 0 };
+            progress.media_bytes = progress.media_bytes.saturating_add(bytes);
         }
         let (mut lines, head) = Lines::begin(folder::open_list(root, &found, key)?)?;
         progress.rows = head.rows;
@@ -325,8 +326,7 @@ pub fn bad_piece(bad: BadPiece) -> Error {
 /// What a path of a passphrase or key gives.
 pub fn identity_file(path: &Path) -> Result<Key, Error> {
     let mut text = String::new();
-    let mut file = File::open(path).map_err(at(path))?;
-    file.rewind().map_err(at(path))?;
+    let file = File::open(path).map_err(at(path))?;
     file.take(4096).read_to_string(&mut text).map_err(at(path))?;
     let identity = super::seal::Identity::parse(&text);
     identity.map(Key::Identity).ok_or_else(|| Error::Bad(format!("{} has no identity of age in it", path.display())))

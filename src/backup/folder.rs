@@ -13,16 +13,20 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use ring::hmac;
+use sha2::{Digest, Sha256};
 
-use super::list::{Entry, Head, Kind, LINE_BYTES_MAX, Lines, hex};
-use super::seal::{Identity, Input, Key, Output, Recipient, To};
+use super::list::{Entry, Head, Kind, LINE_BYTES_MAX, Lines, end_line, hex};
+use super::seal::{Identity, Input, Key, Output, Recipient, To, mode};
 use super::{Error, Stored, at};
 use crate::base::{Random, timestamp};
 
 const INCOMING: &str = "incoming";
+/// Letters and digits of a name in there.
+const INCOMING_CHARS: usize = 16;
 const LOCK: &str = "lock";
 const IDENTITY: &str = "identity.age";
 const LIST: &str = ".list";
@@ -80,11 +84,8 @@ impl Folder {
             // A file system without locks, such as some network folders.
             Err(fs::TryLockError::Error(_)) => {}
         }
-        match fs::remove_dir_all(&incoming) {
-            Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(at(&incoming)(failed)),
-            _ => {}
-        }
         fs::create_dir_all(&incoming).map_err(at(&incoming))?;
+        remove_halves(&incoming).map_err(at(&incoming))?;
         Ok(Folder { root: root.to_owned(), seal, random: random.clone(), writing: None, _lock: lock })
     }
 
@@ -103,9 +104,9 @@ impl Folder {
     }
 
     fn begin_at(&mut self, place: PathBuf) -> io::Result<()> {
-        let path = self.root.join(INCOMING).join(self.random.token(16));
-        let file = File::options().write(true).create_new(true).open(&path)?;
+        let path = self.root.join(INCOMING).join(self.random.token(INCOMING_CHARS));
         let to = self.seal.map(|seal| To::Recipient(seal.recipient));
+        let file = File::options().write(true).create_new(true).mode(mode(to.as_ref())).open(&path)?;
         self.writing = Some(Writing { out: Output::begin(file, to.as_ref(), &self.random)?, path, place });
         Ok(())
     }
@@ -160,13 +161,17 @@ impl Folder {
 
     /// The names of a sealed backup, for those who cannot read its list.
     fn write_names(&self, seal: &Seal, stamp: &str, list: &mut File) -> io::Result<()> {
-        let path = self.root.join(INCOMING).join(self.random.token(16));
+        let path = self.root.join(INCOMING).join(self.random.token(INCOMING_CHARS));
         let mut out = io::BufWriter::new(File::options().write(true).create_new(true).open(&path)?);
         let (mut lines, _) = Lines::begin(list).map_err(io::Error::other)?;
+        let (mut hash, mut names) = (Sha256::new(), 0);
         while let Some(entry) = lines.next().map_err(io::Error::other)? {
-            let place = place(Path::new(""), Some(&seal.names), &entry);
-            writeln!(out, "{}", place.display())?;
+            let line = format!("{}\n", place(Path::new(""), Some(&seal.names), &entry).display());
+            hash.update(&line);
+            names += 1;
+            out.write_all(line.as_bytes())?;
         }
+        out.write_all(end_line(names, hash).as_bytes())?;
         out.into_inner()?.sync_all()?;
         fs::rename(path, self.root.join(format!("{stamp}{NAMES}")))
     }
@@ -177,7 +182,8 @@ impl Folder {
         let (oldest, all) = (stamp(before_ms), list(root)?);
         let old: Vec<&Found> = all[..all.len().saturating_sub(1)].iter().filter(|one| one.stamp < oldest).collect();
         for one in &old {
-            for suffix in [format!("{LIST}{SEALED}"), LIST.to_owned(), NAMES.to_owned()] {
+            // The names before the list: nobody would find them without it, were the power cut in between.
+            for suffix in [NAMES.to_owned(), format!("{LIST}{SEALED}"), LIST.to_owned()] {
                 let path = root.join(format!("{}{suffix}", one.stamp));
                 match fs::remove_file(&path) {
                     Err(failed) if failed.kind() != io::ErrorKind::NotFound => return Err(at(&path)(failed)),
@@ -222,6 +228,21 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Removes what an interrupted backup left. A disk may have a folder of that name of its owner's: only files with names as ours
+/// have them go.
+fn remove_halves(incoming: &Path) -> io::Result<()> {
+    for file in fs::read_dir(incoming)? {
+        let file = file?;
+        let name = file.file_name();
+        let name = name.as_encoded_bytes();
+        let is_ours = name.len() == INCOMING_CHARS && name.iter().all(u8::is_ascii_alphanumeric);
+        if is_ours && file.file_type()?.is_file() {
+            fs::remove_file(file.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a name begins with so many digits of a hash, behind which is nothing or a suffix.
@@ -273,14 +294,27 @@ fn each_name(root: &Path, backup: &Found, mut visit: impl FnMut(&str)) -> Result
     let path = root.join(format!("{}{name}", backup.stamp));
     let file = File::open(&path).map_err(at(&path))?;
     if backup.is_sealed {
-        // Whoever keeps a sealed backup may have changed them: no line is longer than ours.
+        // Whoever keeps a sealed backup may have changed them: no line is longer than ours. Names that are missing would be swept
+        // away with what no list has, so none is believed without the end.
+        let damaged = |why: &str| Error::Bad(format!("{} is damaged: {why}", path.display()));
         let (mut input, mut line) = (BufReader::with_capacity(4096, file), Vec::new());
+        let (mut hash, mut names) = (Sha256::new(), 0);
         while input.by_ref().take(LINE_BYTES_MAX as u64).read_until(b'\n', &mut line).map_err(at(&path))? > 0 {
-            let name = line.strip_suffix(b"\n").and_then(|name| std::str::from_utf8(name).ok());
-            visit(name.ok_or_else(|| Error::Bad(format!("{} is damaged", path.display())))?);
+            let text = std::str::from_utf8(&line).ok().filter(|text| text.ends_with('\n'));
+            let text = text.ok_or_else(|| damaged("it has a line that is no name"))?;
+            if text.starts_with("end ") {
+                let is_over = input.fill_buf().map_err(at(&path))?.is_empty();
+                return match is_over && text == end_line(names, hash) {
+                    true => Ok(()),
+                    false => Err(damaged("it has another SHA-256 than when it was written")),
+                };
+            }
+            hash.update(text);
+            names += 1;
+            visit(text.trim_end_matches('\n'));
             line.clear();
         }
-        return Ok(());
+        return Err(damaged("its end is missing"));
     }
     let (mut lines, _) = Lines::begin(file)?;
     while let Some(entry) = lines.next()? {

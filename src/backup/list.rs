@@ -125,7 +125,9 @@ impl Head {
             line.ok_or_else(|| Error::Bad("the head of its list is damaged".to_owned()))
         };
         let damaged = || Error::Bad("the head of its list is damaged".to_owned());
-        let server = word("server")?.to_owned();
+        // It is shown: nothing in it may tell a terminal what to do.
+        let server = Some(word("server")?).filter(|name| name.bytes().all(|byte| byte.is_ascii_graphic()));
+        let server = server.ok_or_else(damaged)?.to_owned();
         let made_ms = word("made")?.parse().map_err(|_| damaged())?;
         let program = word("program")?.to_owned();
         let format = word("format")?.parse().map_err(|_| damaged())?;
@@ -267,6 +269,7 @@ mod tests {
             assert!(read(&text.as_bytes()[..at]).is_err(), "{at}");
         }
         assert!(read(format!("{text}x").as_bytes()).is_err());
+        assert!(Head::parse(&Head { server: "a\u{1b}[2J".to_owned(), ..head() }.text()).is_err());
         assert!(read(&[b'a'; 10_000]).is_err());
     }
 

@@ -20,6 +20,7 @@ mod seal;
 mod tests;
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::base::{Clock, Random, StopWatch, Worker, blocking, date};
+use crate::base::{Clock, Random, StopWatch, Worker, blocking, date, read_small};
 use crate::budget::{Budget, Refused};
 use crate::store::tables::backups::{self as noted, Noted};
 use crate::store::{self, Store};
@@ -49,6 +50,8 @@ const ARCHIVES: [&str; 2] = [".tar.zst", ".tar.zst.age"];
 /// The longest pause between two steps beside other work, which is as long as the step took.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// A passphrase, and what its owner noted beside it.
+const PASSPHRASE_FILE_BYTES_MAX: u64 = 4096;
 /// After a failure it is tried again at these intervals until the next time of day.
 const AGAIN: Duration = Duration::from_secs(60 * 60);
 /// A scheduled backup that is older is told to the administrators.
@@ -95,7 +98,7 @@ impl Media {
 }
 
 /// What to back up, and where to.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Order {
     /// An absolute path: a folder, or a file that ends with `.tar.zst`.
     pub target: PathBuf,
@@ -110,6 +113,15 @@ pub struct Order {
     /// How many days backups of the folder are kept; none for ever.
     #[serde(default)]
     pub keep_days: Option<u32>,
+}
+
+/// Without the passphrase.
+impl std::fmt::Debug for Order {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("Order");
+        shown.field("target", &self.target).field("media", &self.media).field("recipient", &self.recipient);
+        shown.field("keep_days", &self.keep_days).finish_non_exhaustive()
+    }
 }
 
 /// `[backup]`.
@@ -149,6 +161,10 @@ pub struct Progress {
     pub checked_bytes: u64,
     /// Media files that are not what they were.
     pub damaged: u64,
+    /// Files and folders of the data folder that are not in it.
+    pub left_out: u64,
+    /// It lies on the disk that the server is on.
+    pub is_beside: bool,
 }
 
 /// A thing as it lies in the target.
@@ -165,7 +181,7 @@ pub struct Status {
     pub running: Option<Progress>,
     /// How the last one ended since the start of the server, in words; none while there was none.
     pub ended: Option<Result<String, String>>,
-    /// The times of the last whole one and the last failure, of all times.
+    /// The times of the last whole ones and the last failure, of all times.
     #[serde(flatten)]
     pub noted: Noted,
     /// Whether one is made each day.
@@ -209,7 +225,12 @@ impl Backups {
 
     /// What is being done, and how the last one ended.
     pub fn status(&self) -> Result<Status, Error> {
-        let noted = noted::get(&self.0.parts.store.read()?)?;
+        let mut noted = noted::get(&self.0.parts.store.read()?)?;
+        let target = self.0.options.target.as_ref().map(|target| target.to_string_lossy().into_owned());
+        if noted.scheduled_ms.is_none() && noted.target == target {
+            // Noted before the two were told apart.
+            noted.scheduled_ms = noted.made_ms;
+        }
         let now = self.0.now.lock();
         let is_scheduled = self.0.options.target.is_some();
         Ok(Status { running: now.progress, ended: now.ended.clone(), noted, is_scheduled })
@@ -239,6 +260,10 @@ impl Backups {
 
     /// Makes a backup in a turn that was taken.
     pub async fn make_in(&self, turn: Turn, order: Order) -> Result<String, Error> {
+        self.make_as(turn, order, false).await
+    }
+
+    async fn make_as(&self, turn: Turn, order: Order, is_scheduled: bool) -> Result<String, Error> {
         let target = order.target.clone();
         let done = self.run(order).await;
         let at_ms = self.0.parts.clock.now_ms();
@@ -250,7 +275,7 @@ impl Backups {
             Err(why) => tracing::warn!("the backup to {} failed: {why}", target.display()),
         }
         let note = self.0.parts.store.write(move |w| match said {
-            Ok(_) => noted::made(w, at_ms, &target.to_string_lossy()),
+            Ok(_) => noted::made(w, at_ms, &target.to_string_lossy(), is_scheduled),
             Err(why) => noted::failed(w, at_ms, &why),
         });
         if let Err(failed) = note.await {
@@ -321,7 +346,7 @@ impl Backups {
             let now_ms = clock.now_ms();
             let noted = self.status().map(|status| status.noted).unwrap_or_default();
             let due_ms = latest_due(now_ms, options.minute);
-            let made_ms = noted.made_ms.unwrap_or(0);
+            let made_ms = noted.scheduled_ms.unwrap_or(0);
             if made_ms < due_ms {
                 worker.works_on("making a backup");
                 match self.make_scheduled(&target).await {
@@ -329,6 +354,8 @@ impl Backups {
                         told_ms = 0;
                         worker.done(1);
                     }
+                    // One by hand is being made: this one follows.
+                    Err(Error::Running) => {}
                     Err(failed) => {
                         worker.failed(&failed);
                         let age = match made_ms {
@@ -343,7 +370,7 @@ impl Backups {
                 }
             }
             let now_ms = clock.now_ms();
-            let made = self.status().ok().and_then(|status| status.noted.made_ms).unwrap_or(0);
+            let made = self.status().ok().and_then(|status| status.noted.scheduled_ms).unwrap_or(0);
             let next = match made >= latest_due(now_ms, options.minute) {
                 true => Duration::from_millis(latest_due(now_ms, options.minute) + DAY_MS - now_ms).min(LOOK_MAX),
                 false => AGAIN,
@@ -355,17 +382,30 @@ impl Backups {
 
     async fn make_scheduled(&self, target: &Path) -> Result<String, Error> {
         let options = &self.0.options;
-        let passphrase = match options.passphrase_file.clone() {
-            Some(path) => {
-                let text = blocking(move || std::fs::read_to_string(&path).map_err(at(&path))).await?;
-                // As `snug restore` reads it.
-                Some(text.lines().next().unwrap_or_default().to_owned())
+        let passphrase = match self.passphrase().await {
+            Ok(passphrase) => passphrase,
+            Err(failed) => {
+                let (at_ms, why) = (self.0.parts.clock.now_ms(), failed.to_string());
+                if let Err(failed) = self.0.parts.store.write(move |w| noted::failed(w, at_ms, &why)).await {
+                    tracing::warn!(%failed, "that a backup failed cannot be noted");
+                }
+                return Err(failed);
             }
-            None => None,
         };
         let target = target.to_owned();
         let (media, recipient, keep_days) = (options.media, options.recipient.clone(), options.keep_days);
-        self.make(Order { target, media, recipient, passphrase, keep_days }).await
+        self.make_as(self.begin()?, Order { target, media, recipient, passphrase, keep_days }, true).await
+    }
+
+    /// What the backups of the schedule are sealed to.
+    async fn passphrase(&self) -> Result<Option<String>, Error> {
+        let Some(path) = self.0.options.passphrase_file.clone() else { return Ok(None) };
+        let file = path.clone();
+        let text = blocking(move || read_small(&file, PASSPHRASE_FILE_BYTES_MAX)).await.map_err(at(&path))?;
+        let text = String::from_utf8(text);
+        let text = text.map_err(|_| Error::Bad(format!("{} is no text in UTF-8", path.display())))?;
+        // As `snug restore` reads it.
+        Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
     }
 }
 
@@ -387,6 +427,12 @@ fn said(stored: &Stored, progress: &Progress, took: Duration) -> String {
     );
     if progress.damaged > 0 {
         said += &format!(" {} media files are damaged and not in it: the log names them.", progress.damaged);
+    }
+    if progress.left_out > 0 {
+        said += &format!(" {} files in the data folder are not in it: the log names them.", progress.left_out);
+    }
+    if progress.is_beside {
+        said += " It is on the same disk as the server, and is lost with it.";
     }
     said
 }
@@ -435,7 +481,10 @@ fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
         let seal = recipient.map(|recipient| Seal { recipient, names: [0; 32] });
         let to = run::to_of(seal.as_ref(), order.passphrase.clone());
         let archive = Archive::begin(target, to.as_ref(), &parts.random)?;
-        return Run::begin(parts, order.media, Target::Archive(archive), None, now_ms);
+        let is_beside = is_same_disk(target.parent().unwrap_or(target), &parts.folder);
+        let mut run = Run::begin(parts, order.media, Target::Archive(archive), None, now_ms)?;
+        run.progress.is_beside = is_beside;
+        return Ok(run);
     }
     let recipient = match passphrase {
         Some(words) => Some(identity(target, words, Some(&parts.random))?.recipient()),
@@ -443,7 +492,16 @@ fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
     };
     let seal = recipient.map(|recipient| Ok::<_, Error>(Seal { recipient, names: names()? })).transpose()?;
     let folder = Folder::open(target, seal, &parts.random)?;
-    Run::begin(parts, order.media, Target::Folder(folder), seal, now_ms)
+    let is_beside = is_same_disk(target, &parts.folder);
+    let mut run = Run::begin(parts, order.media, Target::Folder(folder), seal, now_ms)?;
+    run.progress.is_beside = is_beside;
+    Ok(run)
+}
+
+/// Whether two folders are on one file system, such as a target whose own disk is not there.
+fn is_same_disk(one: &Path, other: &Path) -> bool {
+    let disk = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    disk(one).is_some_and(|of_one| disk(other) == Some(of_one))
 }
 
 /// What the names of sealed things are keyed with: the same for each backup of this database, and known to nobody else.
@@ -475,6 +533,11 @@ pub enum Error {
          folder keeps what is written, so that the next backup is shorter"
     )]
     Grew,
+    #[error(
+        "the disk of the database is nearly full, and the database grows while its rows are copied: make room there first, such as \
+         with `snug purge`"
+    )]
+    Low,
     #[error("{}: {}", .0.display(), .1)]
     File(PathBuf, io::Error),
     #[error("it cannot be read or written: {0}")]

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::archive::Archive;
 use super::folder::{Folder, Seal};
-use super::list::{Entry, FILE_BYTES_MAX, Head, Kind, end_line, is_file_name, unhex};
+use super::list::{Entry, FILE_BYTES_MAX, Head, Kind, NO_FILES, end_line, is_file_name, unhex};
 use super::seal::{SEAL_BYTES, To};
 use super::{Error, LEVEL, Media, Parts, Progress, Stage, Stored, at};
 use crate::store::copy::{Copied, CopyOut, PIECE_BYTES_MAX};
@@ -26,6 +26,8 @@ const MEDIA_STEP: usize = PIECE_BYTES_MAX;
 const LOOKED_AT: usize = 100;
 /// Files of the data folder besides the database and media.
 const FILES_MAX: usize = 256;
+/// Of what is left out as many are named in the log.
+const LEFT_OUT_NAMED: usize = 20;
 /// While the rows are copied the database may grow by a quarter, or by this if that is more; then the backup is given up, so that a
 /// slow target does not fill the disk. What it wrote shortens the next try.
 const GROWTH_BYTES_MIN: u64 = 64 << 20;
@@ -108,9 +110,17 @@ impl Run {
         let lines = crate::budget::spill::nameless(scratch).map_err(at(scratch))?;
         let written = crate::budget::spill::nameless(scratch).map_err(at(scratch))?;
         let length = parts.store.file_bytes();
-        let files = files(&parts.folder);
+        let (files, left_out) = files(&parts.folder)?;
+        if !left_out.is_empty() {
+            let named = left_out[..left_out.len().min(LEFT_OUT_NAMED)].join(", ");
+            tracing::warn!(
+                "{} things in the data folder are too deep, too many or have names that no backup takes: {named}",
+                left_out.len()
+            );
+        }
+        let left_out = left_out.len() as u64;
         let mut run = Run {
-            progress: Progress { rows: head.rows, media_bytes, ..Progress::default() },
+            progress: Progress { rows: head.rows, media_bytes, left_out, ..Progress::default() },
             target,
             stage: Stage::Files,
             files,
@@ -137,14 +147,23 @@ impl Run {
             let written = archive
                 .begin_named("head", head.len() as u64)
                 .and_then(|()| archive.write(head.as_bytes()))
-                .and_then(|()| archive.end());
+                .and_then(|()| archive.end())
+                .and_then(|()| archive.rest());
             written.map_err(Error::Io)?;
         }
         Ok(run)
     }
 
-    /// One step, in memory of `bytes`.
+    /// One step, in memory of `bytes`. Behind it the run holds little: of a sealed file the piece that was begun, 64 KiB.
     pub fn step(&mut self, bytes: u64) -> Result<Step, Error> {
+        let done = self.next(bytes)?;
+        if let Target::Archive(archive) = &mut self.target {
+            archive.rest().map_err(Error::Io)?;
+        }
+        Ok(done)
+    }
+
+    fn next(&mut self, bytes: u64) -> Result<Step, Error> {
         self.progress.stage = self.stage;
         match self.stage {
             Stage::Files => self.file()?,
@@ -188,6 +207,8 @@ impl Run {
             read => read.map_err(at(&path))?,
         };
         if text.len() as u64 > FILE_BYTES_MAX {
+            tracing::warn!("{} is longer than a file of the data folder may be in a backup", path.display());
+            self.progress.left_out += 1;
             return Ok(());
         }
         let entry = Entry { kind: Kind::File, name, hash: Sha256::digest(&text).into(), bytes: text.len() as u64 };
@@ -200,8 +221,11 @@ impl Run {
             self.stage = Stage::Media;
             return Ok(Step::Again);
         };
-        if self.parts.store.file_bytes() > self.rows_grown_max || self.parts.store.check_spare().is_err() {
+        if self.parts.store.file_bytes() > self.rows_grown_max {
             return Err(Error::Grew);
+        }
+        if self.parts.store.check_spare().is_err() {
+            return Err(Error::Low);
         }
         let most = (bytes.saturating_sub(SEAL_BYTES) / 3) as usize;
         let (piece, count) = match rows.next(most.max(PIECE_BYTES_MAX))? {
@@ -426,26 +450,47 @@ impl Run {
 /// The name under which a config file outside of the data folder is in a backup.
 pub const OUTSIDE: &str = "config-outside.toml";
 
-/// The small files of the data folder and its own small folders, such as keys and settings.
-fn files(folder: &Path) -> Vec<String> {
-    let mut found = vec![OUTSIDE.to_owned()];
+/// The small files of the data folder and its own small folders, such as keys and settings, also where a link leads to them; and
+/// the names of what is left out. A folder that cannot be looked into is an error: its keys would be missing.
+fn files(folder: &Path) -> Result<(Vec<String>, Vec<String>), Error> {
+    let (mut found, mut left_out) = (vec![OUTSIDE.to_owned()], Vec::new());
     let mut folders = vec![String::new()];
     while let Some(inside) = folders.pop() {
-        let Ok(entries) = fs::read_dir(folder.join(&inside)) else { continue };
-        for entry in entries.flatten() {
-            let (Ok(kind), Ok(name)) = (entry.file_type(), entry.file_name().into_string()) else { continue };
+        let place = folder.join(&inside);
+        for entry in fs::read_dir(&place).map_err(at(&place))? {
+            let entry = entry.map_err(at(&place))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
             let path = if inside.is_empty() { name } else { format!("{inside}/{name}") };
-            if !is_file_name(&path) || found.len() + folders.len() >= FILES_MAX {
+            if is_aside(&path) {
                 continue;
             }
-            if kind.is_dir() && path.matches('/').count() < 2 {
+            let kind = match fs::metadata(entry.path()) {
+                // Removed a moment ago, or a link that leads nowhere.
+                Err(failed) if failed.kind() == io::ErrorKind::NotFound => continue,
+                kind => kind.map_err(at(&entry.path()))?,
+            };
+            let fits = is_file_name(&path) && found.len() + folders.len() < FILES_MAX;
+            if kind.is_dir() && fits && path.matches('/').count() < 2 {
                 folders.push(path);
-            } else if kind.is_file() && !path.ends_with(".new") && !path.ends_with(".part") {
+            } else if kind.is_file() && fits {
                 found.push(path);
+            } else if (kind.is_dir() || kind.is_file()) && left_out.len() < FILES_MAX {
+                left_out.push(path);
             }
         }
     }
-    found
+    Ok((found, left_out))
+}
+
+/// What a backup has elsewhere, what is hidden or half written, and the folder that a file system has for itself.
+fn is_aside(path: &str) -> bool {
+    let first = path.split(['/', '.']).next().unwrap_or_default();
+    let last = path.rsplit('/').next().unwrap_or_default();
+    NO_FILES.contains(&first)
+        || last == "lost+found"
+        || last.starts_with('.')
+        || last.ends_with(".new")
+        || last.ends_with(".part")
 }
 
 /// Who a file is sealed to, as a whole archive.

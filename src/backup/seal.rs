@@ -92,6 +92,11 @@ pub enum To {
     Passphrase(String),
 }
 
+/// The mode of a file that is made: what is not sealed has keys and messages in it, and is for its owner alone.
+pub fn mode(to: Option<&To>) -> u32 {
+    if to.is_some() { 0o666 } else { 0o600 }
+}
+
 /// A file that is written, sealed or not. Its bytes are hashed as they lie.
 pub struct Output {
     file: File,

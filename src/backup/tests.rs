@@ -167,12 +167,15 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 async fn a_folder_has_each_thing_once_and_all_of_it_comes_back() {
     let house = House::new("folder");
     let said = house.make(house.order("to")).await.unwrap();
-    assert!(said.contains("is whole"), "{said}");
+    assert!(said.contains("is whole") && said.contains("on the same disk"), "{said}");
     let first = read(&source(&house.target("to"))).unwrap();
     assert_eq!(first.files.keys().collect::<Vec<_>>(), ["acme/account.key", "signing.key"]);
     assert_eq!(first.media.values().sum::<usize>(), 7 + 300_000 + 3);
     assert!(first.rows > 3_000);
     let before = files_below(&house.target("to"));
+    use std::os::unix::fs::PermissionsExt;
+    let is_open = |path: &PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o077 != 0;
+    assert!(!before.iter().any(|path| is_open(path) && path.file_name().is_some_and(|name| name != "lock")));
 
     house.clock.advance(Duration::from_secs(60));
     house.rows(3_000..3_010);
@@ -227,8 +230,13 @@ async fn a_sealed_one_opens_for_who_has_the_key_alone() {
     let found = backups_in(&house.target("to")).unwrap();
     assert!(check_names(&house.target("to"), &found[0]).unwrap().0 > 5);
     let names = house.target("to").join(format!("{}.names", found[0].stamp));
-    fs::write(names, [b'a'; 10_000]).unwrap();
-    assert!(check_names(&house.target("to"), &found[0]).unwrap_err().to_string().contains("is damaged"));
+    let whole = fs::read(&names).unwrap();
+    let first = whole.iter().position(|byte| *byte == b'\n').unwrap() + 1;
+    // Cut off in the middle, behind a name, or with a name less: what they do not name would be removed.
+    for wrong in [&whole[..whole.len() - 3], &whole[..first], &whole[first..], b"", &[b'a'; 10_000]] {
+        fs::write(&names, wrong).unwrap();
+        assert!(check_names(&house.target("to"), &found[0]).unwrap_err().to_string().contains("is damaged"));
+    }
 
     let words = "a long passphrase";
     let order = || Order { passphrase: Some(words.to_owned()), ..house.order("words") };
@@ -380,7 +388,11 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     let gone = house.media("d", b"gone soon", Some(7));
     house.make(order()).await.unwrap();
     // On a disk that has other things too, these stay.
-    let others = [house.target("to/media/films/film.mkv"), house.target("to/media/ab/cd"), house.target("to/1.list")];
+    let others =
+        ["media/films/film.mkv", "media/ab/cd", "1.list", "incoming/letter.txt", "incoming/scans/0123456789abcdef"]
+            .map(|name| house.target("to").join(name));
+    let half = house.target("to/incoming/0123456789abcdef");
+    fs::write(&half, "half a thing").unwrap();
     for path in &others {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, "somebody's own").unwrap();
@@ -402,7 +414,25 @@ async fn old_ones_go_with_what_they_alone_had_and_the_newest_stays() {
     house.clock.advance(Duration::from_millis(90 * DAY_MS));
     house.make(order()).await.unwrap();
     assert_eq!(backups_in(&house.target("to")).unwrap().len(), 1);
-    assert!(others.iter().all(|path| path.exists()), "{others:?}");
+    assert!(others.iter().all(|path| path.exists()) && !half.exists(), "{others:?}");
+}
+
+/// A key that is a link to another disk is a key; what cannot be taken along is said.
+#[tokio::test]
+async fn links_are_followed_and_what_is_left_out_is_said() {
+    let house = House::new("links");
+    let data = house.folder.join("data");
+    fs::write(house.folder.join("elsewhere"), "a third").unwrap();
+    std::os::unix::fs::symlink(house.folder.join("elsewhere"), data.join("linked.key")).unwrap();
+    std::os::unix::fs::symlink(house.folder.join("nowhere"), data.join("leads-nowhere")).unwrap();
+    let said = house.make(house.order("one")).await.unwrap();
+    assert!(!said.contains("not in it"), "{said}");
+    let files = read(&source(&house.target("one"))).unwrap().files;
+    assert_eq!(files.get("linked.key").map(Vec::as_slice), Some(&b"a third"[..]));
+    fs::write(data.join("long"), vec![b'x'; list::FILE_BYTES_MAX as usize + 1]).unwrap();
+    fs::write(data.join("a name"), "x").unwrap();
+    let said = house.make(house.order("other")).await.unwrap();
+    assert!(said.contains("2 files in the data folder are not in it"), "{said}");
 }
 
 /// A backup that was ended half-way leaves what it wrote, and the next one does not write that again.
@@ -466,6 +496,28 @@ async fn the_schedule_makes_one_a_day_and_tells_of_failures() {
     }
     let told = told.into_inner();
     assert!(told.len() == 1 && told[0].contains("failed") && told[0].contains("The last one is of 20"), "{told:?}");
+}
+
+/// A copy that somebody takes along is none of those that are kept by the schedule.
+#[tokio::test]
+async fn one_by_hand_is_none_of_the_schedule() {
+    let mut house = House::new("hand");
+    let target = house.target("daily");
+    let inner = Arc::get_mut(&mut house.backups.0).unwrap();
+    inner.options = Options { target: Some(target), ..Options::default() };
+    house.make(house.order("elsewhere")).await.unwrap();
+    let noted = house.backups.status().unwrap().noted;
+    assert!(noted.made_ms.is_some() && noted.scheduled_ms.is_none(), "{noted:?}");
+    house.make(house.order("daily")).await.unwrap();
+    let noted = house.backups.status().unwrap().noted;
+    assert!(noted.made_ms.is_some() && noted.scheduled_ms == noted.made_ms, "{noted:?}");
+}
+
+/// Whoever logs an order must not log what opens its backup.
+#[test]
+fn an_order_is_shown_without_its_passphrase() {
+    let order = Order { passphrase: Some("correct horse battery".to_owned()), ..Order::default() };
+    assert!(!format!("{order:?}").contains("horse"));
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! The ground everything stands on: time, randomness, work that may block, panics that end where they are caught,
 //! background workers, a lock for each name, bounded tables that others fill, what changed lately, pages of lists in any order, long
-//! answers in pieces, and files for their owner alone.
+//! answers in pieces, small files, and files for their owner alone.
 //!
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
 //! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
-//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `private.rs`.
+//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `small_file.rs`, `private.rs`.
 
 #[cfg(test)]
 pub mod any_bytes;
@@ -25,6 +25,7 @@ mod random;
 mod ranked;
 mod recent;
 pub mod shares;
+mod small_file;
 mod worker;
 
 pub use blocking::{block_on_until, blocking, joined, unbroken};
@@ -41,4 +42,5 @@ pub use random::Random;
 pub use ranked::{Ranked, ranked};
 pub use recent::Recent;
 pub use shares::{Owner, Shares};
+pub use small_file::read_small;
 pub use worker::{Doing, Status, Worker, Workers, bounded, brief};

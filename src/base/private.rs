@@ -3,7 +3,7 @@
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Writes a file with a secret. The text is written to a file beside it and then moved, so a power cut leaves no half
 /// of a key. The folder is synced, so that a file reported as written stays.
@@ -31,7 +31,10 @@ fn write_synced(
     text: &str,
     sync_folder_of: &mut dyn FnMut(&Path) -> std::io::Result<()>,
 ) -> std::io::Result<()> {
-    let beside = file.with_extension("new");
+    // Of the whole name: `acme.pem` and `acme.json` lie in one folder.
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
     // A file left by a power cut in an earlier try may have another mode.
     match std::fs::remove_file(&beside) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -65,6 +68,10 @@ mod tests {
         write_synced(&file, "two", &mut sync).unwrap();
         assert_eq!(synced, [(file.clone(), "one".to_owned(), 0o600), (file.clone(), "two".to_owned(), 0o600)]);
         assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1, "nothing lies beside it");
+        // What is being written of another file with that stem is left alone.
+        std::fs::write(folder.join("signing.new"), "another's").unwrap();
+        write_secret(&file, "two").unwrap();
+        assert!(folder.join("signing.new").exists());
         let refused = |_: &Path| Err(ErrorKind::Other.into());
         assert!(write_synced(&file, "three", &mut { refused }).is_err());
         std::fs::remove_dir_all(&folder).unwrap();

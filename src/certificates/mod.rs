@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use rcgen::{CertificateParams, KeyPair};
 
 use crate::base::private::{make_folder, write_secret};
-use crate::base::{Clock, Random, Worker};
+use crate::base::{Clock, Random, Worker, read_small};
 use crate::budget::Account;
 use crate::http::tls::{CHALLENGES_MAX, Certificate, Pair, Unusable};
 use crate::remote::web::Web;
@@ -177,6 +177,10 @@ impl Certificates {
     pub fn status(&self) -> Status {
         let mut status = self.0.status.lock().clone();
         status.missing = self.0.missing();
+        let over = self.0.authority.as_ref().filter(|authority| authority.is_over(self.0.parts.clock.now_ms()));
+        if let Some(authority) = over {
+            status.said = Some(authority.is_over_because(&self.0.options.folder.join(own::ROOT)));
+        }
         status
     }
 
@@ -219,7 +223,8 @@ impl Certificates {
     fn keep_own_once(&self) -> Result<(), Failed> {
         let Inner { options, parts, certificate, authority, made_for, .. } = &*self.0;
         let Some(authority) = authority else { return Ok(()) };
-        let now_ms = parts.clock.now_ms();
+        let is_over = authority.is_over(parts.clock.now_ms());
+        let now_ms = authority.within_life(parts.clock.now_ms());
         let names = own::names(options);
         let file = options.folder.join(own::CERTIFICATE);
         if !certificate.is_there()
@@ -233,7 +238,8 @@ impl Certificates {
         let is_fresh = certificate
             .validity_ms()
             .is_some_and(|(from_ms, until_ms)| from_ms <= now_ms && now_ms < renewal_ms(from_ms, until_ms));
-        if is_fresh && *made_for.lock() == names {
+        // Under a root that is over no other would be any better.
+        if (is_fresh || is_over && certificate.is_there()) && *made_for.lock() == names {
             return Ok(());
         }
         let (pair, pem, mut left_out) = authority.issue(&names, now_ms)?;
@@ -296,16 +302,13 @@ impl From<Unusable> for Failed {
     }
 }
 
-/// A file of ours, none when it is not there.
+/// A file of ours, none when it is not there. What is damaged in it is found by whoever parses it.
 fn read_file(file: &Path) -> Result<Option<String>, Failed> {
-    use std::io::ErrorKind;
-    match std::fs::metadata(file) {
-        Ok(found) if found.len() > FILE_BYTES_MAX => return Err(failed(file, "it is too large to be ours")),
-        Ok(_) => {}
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(file, error)),
+    match read_small(file, FILE_BYTES_MAX) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(file, error)),
     }
-    std::fs::read_to_string(file).map(Some).map_err(|error| failed(file, error))
 }
 
 /// A chain and its key from one file.

@@ -124,7 +124,11 @@ impl Authority {
                     "put it back from a backup, or remove it: then a new one is made, which phones install anew";
                 failed(&file, format_args!("{error}; {advice}"))
             })?;
-            if known.may_vouch_for(server, now_ms)? {
+            // Phones trust this one, so a clock that is years ahead makes no other.
+            if known.may_vouch_for(server, known.within_life(now_ms))? {
+                if known.is_over(now_ms) {
+                    tracing::warn!("{}", known.is_over_because(&file));
+                }
                 return Ok(known);
             }
             tracing::warn!("the authority of this house is not for {server}: a new one is made");
@@ -157,6 +161,25 @@ impl Authority {
 
     pub fn root(&self) -> &Root {
         &self.root
+    }
+
+    /// The time; the last second of the root once its life is over.
+    pub fn within_life(&self, now_ms: u64) -> u64 {
+        let until_ms = x509::validity_ms(&self.root.der).map_or(u64::MAX, |(_, until_ms)| until_ms);
+        now_ms.min(until_ms.saturating_sub(1000))
+    }
+
+    /// Whether the root's life is over, or the clock says so.
+    pub fn is_over(&self, now_ms: u64) -> bool {
+        self.within_life(now_ms) < now_ms
+    }
+
+    pub fn is_over_because(&self, file: &Path) -> String {
+        format!(
+            "The authority of this house has ended, if the clock of this machine is right. Set the clock; or remove {} and start \
+             Snug again: then a new one is made, which phones install anew.",
+            file.display()
+        )
     }
 
     /// A certificate for the names, its text with its key, and the names that the root may not vouch for.

@@ -96,6 +96,20 @@ async fn a_house_has_an_authority_of_its_own() {
     }
 }
 
+/// Phones trust the root: a board whose clock is years ahead for an hour must not take another one.
+#[tokio::test]
+async fn a_clock_that_is_years_ahead_makes_no_other_authority() {
+    let house = House::new("ahead");
+    let root = house.own("home.example", &["home.example"]).root().unwrap().der.clone();
+    house.clock.advance(Duration::from_millis(4_000 * DAY_MS));
+    let ahead = house.own("home.example", &["home.example"]);
+    assert_eq!(ahead.root().unwrap().der, root);
+    let leaf = ahead.certificate().unwrap().leaf();
+    ahead.keep_own_once().unwrap();
+    assert_eq!(ahead.certificate().unwrap().leaf(), leaf, "none is made each minute");
+    assert!(ahead.status().said.is_some_and(|said| said.contains("clock") && said.contains("own-root.pem")));
+}
+
 /// The root of a friend, or a stolen one, must not vouch for a bank.
 #[tokio::test]
 async fn the_authority_vouches_for_the_house_alone() {

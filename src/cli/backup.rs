@@ -1,6 +1,6 @@
 //! `snug backup` and `snug restore`.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -150,11 +150,15 @@ fn verify(
     if is_sealed {
         source.key = Some(key(config, path, identity, passphrase_file)?);
     }
-    let (mut bar, mut damaged, mut unusable) = (Bar::new(), 0u64, 0u64);
+    let (mut bar, mut damaged, mut unusable, mut closed) = (Bar::new(), 0u64, 0u64, 0u64);
     let read = source.survey(&mut |progress| bar.progress(progress), &mut |head, entry, failed| {
-        match failed {
+        match &failed {
             // It is what was written: the next backup would only write the same again.
             backup::Error::Unusable(_) => unusable += 1,
+            // Whoever looks may not: that says nothing of the thing.
+            backup::Error::Io(why) | backup::Error::File(_, why) if why.kind() == ErrorKind::PermissionDenied => {
+                closed += 1;
+            }
             _ => {
                 set_aside(path, head, entry);
                 damaged += 1;
@@ -168,6 +172,11 @@ fn verify(
         return Err(format!(
             "{damaged} things of this backup are damaged. They are set aside as `….bad`, and the next backup writes them again if the \
              server still has them"
+        ));
+    }
+    if closed > 0 {
+        return Err(format!(
+            "{closed} things of this backup may not be read by this user: verify it as the user that the server runs as"
         ));
     }
     if unusable > 0 {

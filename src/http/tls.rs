@@ -297,11 +297,7 @@ fn read_small(file: &Path) -> Result<Vec<u8>, Unusable> {
         }
         _ => unusable(file, error),
     };
-    let len = std::fs::metadata(file).map_err(wrong)?.len();
-    if len > PEM_BYTES_MAX {
-        return Err(unusable(file, "it is too large to be a PEM file"));
-    }
-    std::fs::read(file).map_err(wrong)
+    base::read_small(file, PEM_BYTES_MAX).map_err(wrong)
 }
 
 fn unusable(file: &Path, why: impl fmt::Display) -> Unusable {

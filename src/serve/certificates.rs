@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::folder::CERTIFICATES;
 use super::{Failed, addresses, failed};
 use crate::base::private::write_secret;
-use crate::base::{Clock, Random, Worker, blocking};
+use crate::base::{Clock, Random, Worker, blocking, read_small};
 use crate::budget::Budget;
 use crate::certificates::{self, Certificates, Ending, Source, Told};
 use crate::config::Config;
@@ -24,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 const FIRST_LOOK: Duration = Duration::from_secs(20);
 /// Of which ends people were told, so that a start does not tell them again.
 const TOLD: &str = "told.json";
+/// A line for each certificate that is shown.
+const TOLD_BYTES_MAX: u64 = 16 << 10;
 
 /// What the server gets or makes by itself.
 pub fn of(
@@ -37,7 +39,7 @@ pub fn of(
     let mut acme = settings.acme();
     if let (Source::Acme, Some(file)) = (settings.source, &settings.root_file) {
         let wrong = |error| failed(format_args!("acme.extra_ca_file: {}", file.display()), error);
-        acme.root_pem = Some(std::fs::read(file).map_err(wrong)?);
+        acme.root_pem = Some(super::roots(file).map_err(wrong)?);
     }
     let options = certificates::Options {
         source: settings.source,
@@ -111,7 +113,7 @@ pub async fn watch(
 /// A file that cannot be read makes a warning come twice.
 async fn known(file: &Path) -> BTreeMap<String, Told> {
     let file = file.to_owned();
-    let read = blocking(move || std::fs::read(file).ok()).await;
+    let read = blocking(move || read_small(&file, TOLD_BYTES_MAX).ok()).await;
     read.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
 }
 

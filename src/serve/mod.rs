@@ -27,6 +27,7 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::backup::{self, Backups};
-use crate::base::{Clock, Lane, Live, Random, Worker, Workers};
+use crate::base::{Clock, Lane, Live, Random, Worker, Workers, read_small};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::certificates::{Certificates, Source};
 use crate::client::{self, Client};
@@ -76,6 +77,8 @@ use systemd::Manager;
 const GRACE: Duration = Duration::from_secs(3);
 /// Connections to one other server at the same time: one for each lane of joins, and one for everything else.
 const PER_HOST_MAX: usize = 3;
+/// A file of roots: those of a whole system have some 220 KiB.
+const ROOTS_BYTES_MAX: u64 = 1 << 20;
 
 /// Why the server cannot start: a sentence for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -886,18 +889,23 @@ fn remote(
     options.enabled = settings.enabled;
     if let Some(file) = &settings.extra_ca_file {
         let wrong = |error| failed(format_args!("federation.extra_ca_file: {}", file.display()), error);
-        let pem = std::fs::read(file).map_err(wrong)?;
+        let pem = roots(file).map_err(wrong)?;
         options.extra_ca_pem = Some(pem);
     }
     Remote::new(options, clock.clone(), random.clone(), budget, store.clone())
         .map_err(|error| failed("federation.extra_ca_file", error))
 }
 
+/// Roots in PEM, out of a file that the config names.
+pub fn roots(file: &Path) -> std::io::Result<Vec<u8>> {
+    read_small(file, ROOTS_BYTES_MAX)
+}
+
 /// The roots of servers that have an authority of their own.
 pub fn friends(config: &Config) -> Result<Vec<(String, Vec<u8>)>, Failed> {
     let read = |(name, file): &(String, std::path::PathBuf)| {
         let wrong = |error| failed(format_args!("federation.overrides: the root of {name}: {}", file.display()), error);
-        Ok((name.clone(), std::fs::read(file).map_err(wrong)?))
+        Ok((name.clone(), roots(file).map_err(wrong)?))
     };
     config.federation.roots.iter().map(read).collect()
 }

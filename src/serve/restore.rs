@@ -13,14 +13,14 @@ use ruma::ServerName;
 
 use super::database::store_options;
 use super::folder::{DATABASE, MEDIA, RESTORING, VERIFIED, check_owner, finish_restore};
-use super::restored::{MEANS, settle};
+use super::restored::{MEANS, Settled, settle};
 use super::{Failed, failed, profile};
 use crate::backup::{self, Error, Head, OUTSIDE, Progress, STEP_BYTES, Sink, Source, bad_piece};
 use crate::base::{Clock, date};
 use crate::budget::{Budget, Card, human};
 use crate::config::Config;
 use crate::store::Store;
-use crate::store::copy::CopyIn;
+use crate::store::copy::{CopyIn, check_format};
 
 /// What stays free on the disk: a backup that says less than it has does not fill it.
 const FREE_BYTES_MIN: u64 = 64 << 20;
@@ -70,16 +70,10 @@ pub fn restore(config: &Config, source: &Source, tell: &mut dyn FnMut(&Progress)
             return Err(failed(source.path.display(), format_args!("{error}. Nothing was restored")));
         }
     };
-    into.copy.finish().map_err(|error| failed(source.path.display(), error))?;
-    let server =
-        ServerName::parse(&head.server).map_err(|_| failed(source.path.display(), "its server has no name"))?;
-    // Opened as a server does it: what an older version wrote is brought up to date.
-    let store = Store::open(store_options(&begin.join(DATABASE), &budget))
-        .map_err(|error| failed(begin.join(DATABASE).display(), error))?;
-    let settled = settle(&store, &server, &begin.join(MEDIA), Clock::real().now_ms(), head.made_ms);
-    store.close_blocking();
-    drop(store);
-    let settled = settled?;
+    let settled = finish(into.copy, &head, &source.path, &begin, &budget).map_err(|error| {
+        let _ = fs::remove_dir_all(&begin);
+        Failed(format!("{error}. Nothing was restored"))
+    })?;
     let marked = || {
         rustix::fs::syncfs(File::open(&begin)?)?;
         File::create(begin.join(VERIFIED))?.sync_all()?;
@@ -115,6 +109,18 @@ pub fn restore(config: &Config, source: &Source, tell: &mut dyn FnMut(&Progress)
         date(head.made_ms)
     );
     Ok(said + "\n" + MEANS)
+}
+
+/// Makes a database of the rows that were read, and settles it.
+fn finish(copy: CopyIn, head: &Head, source: &Path, begin: &Path, budget: &Budget) -> Result<Settled, Failed> {
+    copy.finish().map_err(|error| failed(source.display(), error))?;
+    let server = ServerName::parse(&head.server).map_err(|_| failed(source.display(), "its server has no name"))?;
+    // Opened as a server does it: what an older version wrote is brought up to date.
+    let file = begin.join(DATABASE);
+    let store = Store::open(store_options(&file, budget)).map_err(|error| failed(file.display(), error))?;
+    let settled = settle(&store, &server, &begin.join(MEDIA), Clock::real().now_ms(), head.made_ms);
+    store.close_blocking();
+    settled
 }
 
 /// Refuses a folder with anything in it but the beginning of a restore.
@@ -171,6 +177,7 @@ impl Sink for Into {
         // Before anything is written; the end of it is checked again.
         self.looked_at = LOOK_EVERY_BYTES;
         ServerName::parse(&head.server).map_err(|_| Error::Bad("its server has no name".to_owned()))?;
+        check_format(head.format)?;
         self.look(0)
     }
 

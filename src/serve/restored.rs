@@ -1,7 +1,8 @@
 //! What a restored server does so that its past harms nobody: it was somebody once who knew more than it does now.
 //!
-//! Left out of the copy already (`store/copy.rs`): one-time keys, connections of sliding sync, delayed events. Positions go on
-//! far behind any that was given out. What is here is the rest, in short writes, before the server starts for the first time.
+//! Left out of the copy already (`store/copy.rs`): one-time keys, links that set a password, connections of sliding sync,
+//! delayed events. Positions go on far behind any that was given out. What is here is the rest, in short writes, before the
+//! server starts for the first time.
 
 use std::path::Path;
 
@@ -11,12 +12,14 @@ use super::{Failed, failed};
 use crate::base::{Clock, date, span};
 use crate::store::tables::backups;
 use crate::store::tables::media::{self, Remote};
-use crate::store::tables::user::{self as users, e2ee_key, remote_list};
+use crate::store::tables::user::{self as users, backup as key_backup, e2ee_key, remote_list};
 use crate::store::{self, Store, Write};
 use crate::user;
 
 /// Rows of one write.
 const ROWS: usize = 500;
+/// More key backups than a user made in the lost time: an app that has the key of one must not find another's under its number.
+const KEY_BACKUPS_LOST: u32 = 1000;
 /// For so long a server says at its start that it was restored.
 const SAID_MS: u64 = 7 * 24 * 60 * 60 * 1000;
 
@@ -43,16 +46,16 @@ pub(super) fn settle(
     let wrong = |error: store::Error| failed("the restored database", error);
     // Lists of other servers' devices: changes that came meanwhile are not in them.
     let mut after = None;
-    while let Some(last) = write(store, move |w| remote_list::make_stale(w, after, ROWS)).map_err(wrong)? {
+    while let Some((last, count)) = write(store, move |w| remote_list::make_stale(w, after, ROWS)).map_err(wrong)? {
         after = Some(last);
-        done.lists += 1;
+        done.lists += count as u64;
     }
     // Fallback keys: the app may have put another one in place meanwhile.
     let mut after = Vec::new();
     while let Some(last) = write(store, move |w| e2ee_key::use_fallbacks(w, &after, ROWS)).map_err(wrong)? {
         after = last;
     }
-    // Our people's devices may be others than everybody knows.
+    // Our people's devices may be others than everybody knows, and their apps may have versions of key backups that are not here.
     let mut after = None;
     loop {
         let mut found = None;
@@ -68,7 +71,10 @@ pub(super) fn settle(
         after = Some(num);
         let Ok(user_id) = UserId::parse(&id) else { continue };
         let server = server.to_owned();
-        let told = store.write_bulk_blocking(move |w| user::announce_restored(w, &server, num, &user_id));
+        let told = store.write_freeing_blocking(move |w| {
+            key_backup::skip_numbers(w, num, KEY_BACKUPS_LOST)?;
+            user::announce_restored(w, &server, num, &user_id)
+        });
         told.map_err(|error| failed("the restored database", error))?;
         done.accounts += 1;
     }
@@ -108,7 +114,8 @@ fn write<T: Send + 'static>(
     store: &Store,
     job: impl FnOnce(&mut Write<'_>) -> store::Result<T> + Send + 'static,
 ) -> store::Result<T> {
-    store.write_bulk_blocking(job).map(|(done, _)| done).map_err(Into::into)
+    // As the rows before it: a card that has just room for the server is no reason to have none.
+    store.write_freeing_blocking(job).map(|(done, _)| done).map_err(Into::into)
 }
 
 /// Says in the log, for some days, that the server was restored.
@@ -136,6 +143,7 @@ somebody there speaks. What was done about it:
 - Lists of other servers' devices are asked for again, and other servers ask for those of people here.
 - Messages that were still to be sent to other servers are sent; those that got them already leave them out.
 - Delayed events are forgotten, since they were sent or taken back meanwhile.
+- Links with which people choose a password work no more, since they may have been used meanwhile: make new ones.
 What you should know:
 - Passwords, sessions, administrators and locks are as they were: a session that was ended since works again. End what should
   not be there with `snug user password NAME`.

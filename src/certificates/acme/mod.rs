@@ -48,6 +48,8 @@ const SHORT_PAUSES_MS: [u64; 5] = [20_000, MINUTE_MS, 5 * MINUTE_MS, 15 * MINUTE
 const AFTER_START_MS: u64 = 2 * MINUTE_MS;
 /// The longest sleep: a clock may be set meanwhile.
 const SLEEP: Duration = Duration::from_secs(3600);
+/// How often a state is looked at that cannot be read.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(300);
 /// How often a clock that is wrong is looked at.
 const CLOCK_PAUSE: Duration = Duration::from_secs(30);
 /// The shortest pause after a certificate, whatever its dates are.
@@ -72,7 +74,7 @@ pub enum Challenge {
 }
 
 /// `[acme]`.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct AcmeOptions {
     /// The URL of the authority's directory.
     pub directory: String,
@@ -83,6 +85,15 @@ pub struct AcmeOptions {
     /// Roots in PEM under which the authority itself is reached, beside the usual ones.
     pub root_pem: Option<Vec<u8>>,
     pub challenge: Challenge,
+}
+
+/// Without the key of the external account.
+impl std::fmt::Debug for AcmeOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut shown = f.debug_struct("AcmeOptions");
+        shown.field("directory", &self.directory).field("email", &self.email).field("challenge", &self.challenge);
+        shown.finish_non_exhaustive()
+    }
 }
 
 impl AcmeOptions {
@@ -110,8 +121,8 @@ pub struct Acme {
     wake: Notify,
 }
 
-/// What is kept between runs.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What is kept between runs. Its keys are secrets, so it is shown nowhere.
+#[derive(Default, Serialize, Deserialize)]
 #[serde(default)]
 struct State {
     /// The directory that the account is of.
@@ -135,7 +146,7 @@ struct State {
 }
 
 /// An order whose key exists already: if the power goes now, the next start takes the certificate of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct Pending {
     url: String,
     names: Vec<String>,
@@ -172,7 +183,19 @@ impl Acme {
 impl Inner {
     /// Asks and renews for ever.
     pub async fn keep_acme(self: &Arc<Self>, worker: &Worker) {
-        let mut state = self.known_state().await;
+        let mut state = loop {
+            match self.known_state().await {
+                Ok(state) => break state,
+                // The account is in it: a card that cannot be read now is no reason to make another.
+                Err(error) => {
+                    tracing::error!("what is kept of {} cannot be read: {error}", self.options.acme.authority());
+                    self.status.lock().said = Some(format!("{error}."));
+                    worker.failed(&error);
+                    worker.idle_for(UNREADABLE_PAUSE);
+                    self.parts.clock.sleep(UNREADABLE_PAUSE).await;
+                }
+            }
+        };
         loop {
             let pause = self.round(&mut state, worker).await;
             worker.idle_for(pause);
@@ -183,16 +206,17 @@ impl Inner {
         }
     }
 
-    async fn known_state(&self) -> State {
+    /// What an earlier run kept. An error when it is there and cannot be read; what is damaged is as good as none.
+    async fn known_state(&self) -> Result<State, Failed> {
         let file = self.options.folder.join(STATE);
         let read = blocking({
             let file = file.clone();
             move || read_file(&file)
         });
-        let known = read.await.and_then(|text| match text {
+        let known = match read.await? {
             Some(text) => serde_json::from_str(&text).map_err(|error| failed(&file, brief(error))),
             None => Ok(State::default()),
-        });
+        };
         let mut state = known.unwrap_or_else(|error| {
             tracing::warn!("a new account is made at {}: {error}", self.options.acme.authority());
             State::default()
@@ -200,7 +224,7 @@ impl Inner {
         state.file = file;
         state.begin(&self.options.acme.directory);
         self.note(&state);
-        state
+        Ok(state)
     }
 
     fn note(&self, state: &State) {

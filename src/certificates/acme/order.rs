@@ -24,6 +24,8 @@ const LOOKS_MAX: u32 = 40;
 const LOOK_PAUSE_MIN: Duration = Duration::from_secs(1);
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(10);
 const NONCE_TRIES: u32 = 4;
+/// After so many failures in a row an order that is under way is given up, whatever became of it.
+const PENDING_FAILURES_MAX: u32 = 5;
 /// A token is some 43 characters of base64.
 const TOKEN_BYTES_MAX: usize = 256;
 
@@ -105,12 +107,25 @@ impl Job<'_> {
     /// The certificate of an order whose end an earlier run did not see.
     async fn pending(&mut self, account: &Account) -> Result<Option<(Pair, String)>, Missed> {
         let Some(Pending { url, names, key }) = self.state.order.clone() else { return Ok(None) };
-        let is_wanted = names == self.names;
-        if is_wanted && let Ok(mut order) = account.order(url).await {
-            let is_done = matches!(order.state().status, OrderStatus::Valid | OrderStatus::Processing);
-            if is_done && let Ok(done) = self.collect(&mut order, &key).await {
-                tracing::info!("the order of an earlier run was taken up");
-                return Ok(Some(done));
+        if names == self.names {
+            let taken_up = match account.order(url).await {
+                Ok(mut order) => {
+                    let status = order.state().status;
+                    match status {
+                        OrderStatus::Valid | OrderStatus::Processing => self.collect(&mut order, &key).await.map(Some),
+                        _ => Ok(None),
+                    }
+                }
+                Err(error) => Err(self.failed(error)),
+            };
+            match taken_up {
+                Ok(Some(done)) => {
+                    tracing::info!("the order of an earlier run was taken up");
+                    return Ok(Some(done));
+                }
+                // The authority still has it, as far as anybody knows: a new one would count against its limits.
+                Err(missed) if missed.is_soon && self.state.failures < PENDING_FAILURES_MAX => return Err(missed),
+                Ok(None) | Err(_) => {}
             }
         }
         self.state.order = None;

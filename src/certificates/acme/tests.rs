@@ -77,6 +77,34 @@ fn the_state_is_read_back_and_an_older_one_too() {
     assert!(serde_json::from_str::<State>(r#"{"directory":"a","later":1}"#).unwrap().order.is_none());
 }
 
+/// A new account for each fault of a card would come to the authority's limit of them, and what is in the file would be lost.
+#[tokio::test]
+async fn a_state_that_cannot_be_read_is_not_replaced() {
+    let house = House::new("state");
+    let options = Options {
+        source: Source::Acme,
+        server: "home.example".to_owned(),
+        names: vec!["home.example".to_owned()],
+        folder: house.folder.clone(),
+        acme: AcmeOptions { directory: "https://ca.example/dir".to_owned(), ..AcmeOptions::default() },
+        addresses: Vec::new,
+    };
+    let parts = Parts {
+        clock: Clock::real(),
+        random: Random::seeded(1),
+        web: us(&Lab::new(), &[], &[]).remote.web().clone(),
+        account: Budget::for_tests().account("outbound"),
+    };
+    let certificates = Certificates::new(options, parts).unwrap();
+    let file = house.folder.join(STATE);
+    std::fs::create_dir(&file).unwrap();
+    assert!(certificates.0.known_state().await.is_err());
+    std::fs::remove_dir(&file).unwrap();
+    assert!(certificates.0.known_state().await.is_ok_and(|state| state.account.is_none()));
+    std::fs::write(&file, b"{ damaged \xff").unwrap();
+    assert!(certificates.0.known_state().await.is_ok_and(|state| state.account.is_none()));
+}
+
 #[test]
 fn the_other_challenge_comes_after_a_failure() {
     use Challenge::{Any, Http, Tls};
@@ -134,6 +162,16 @@ fn typed(kind: &str, body: impl Into<Bytes>) -> Reply {
 
 /// One order at an authority that is odd; what is said of it, and whether the challenge was answered meanwhile.
 async fn ordered(name: &'static str, odd: Odd) -> (Result<(), Missed>, bool) {
+    let (done, was_asked, _) = ordered_after(name, None, odd).await;
+    (done, was_asked)
+}
+
+/// The same with an order of an earlier run, at a path; and whether it is still kept.
+async fn ordered_after(
+    name: &'static str,
+    earlier: Option<&'static str>,
+    odd: Odd,
+) -> (Result<(), Missed>, bool, bool) {
     let (lab, house, was_asked) = (Lab::new(), House::new(name), Arc::new(AtomicBool::new(false)));
     let (asked, place) = (was_asked.clone(), Arc::new(Mutex::new(String::new())));
     let at = place.clone();
@@ -164,11 +202,34 @@ async fn ordered(name: &'static str, odd: Odd) -> (Result<(), Missed>, bool) {
     };
     let certificates = Certificates::new(options, parts).unwrap();
     certificates.note_port_80(true);
-    let mut state = certificates.0.known_state().await;
+    let mut state = certificates.0.known_state().await.unwrap();
+    state.order = earlier.map(|path| Pending {
+        url: format!("https://{address}{path}"),
+        names: vec!["home.example".to_owned()],
+        key: "k".to_owned(),
+    });
     let done = certificates.0.attempt(&mut state, &["home.example".to_owned()]).await;
     assert!(certificates.answer("tok").is_none(), "an answer is gone with its order");
     assert!(!certificates.certificate().unwrap().is_there());
-    (done, was_asked.load(Ordering::Relaxed))
+    (done, was_asked.load(Ordering::Relaxed), state.order.is_some())
+}
+
+/// A new order for each lost connection would come to the authority's limit of them.
+#[tokio::test]
+async fn an_order_is_kept_until_the_authority_says_that_it_is_none() {
+    let (done, was_asked, is_kept) = ordered_after("kept", Some("/order/1"), |path, _| {
+        let problem = json!({ "type": "urn:ietf:params:acme:error:serverInternal", "detail": "maintenance" });
+        (path == "/order/1").then(|| whole(503, &problem))
+    })
+    .await;
+    assert!(done.unwrap_err().is_soon && !was_asked && is_kept);
+    let (done, was_asked, is_kept) = ordered_after("unknown", Some("/order/none"), |path, _| {
+        let problem = json!({ "type": "urn:ietf:params:acme:error:malformed", "detail": "no such order" });
+        (path == "/order/none").then(|| whole(404, &problem))
+    })
+    .await;
+    assert!(done.is_err() && was_asked, "another one is begun");
+    assert!(is_kept, "and is kept in its turn, though its certificate is of no use");
 }
 
 /// A certificate of another key is none, whoever sends it.

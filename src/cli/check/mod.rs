@@ -443,9 +443,8 @@ fn stranger(config: &Config) -> Result<Remote, String> {
     options.overrides = config.federation.overrides.clone();
     options.allow_private = config.federation.allow_private_addresses;
     if let Some(file) = &config.federation.extra_ca_file {
-        options.extra_ca_pem = Some(
-            std::fs::read(file).map_err(|error| format!("federation.extra_ca_file: {}: {error}", file.display()))?,
-        );
+        options.extra_ca_pem =
+            Some(serve::roots(file).map_err(|error| format!("federation.extra_ca_file: {}: {error}", file.display()))?);
     }
     options.friends = serve::friends(config).map_err(|error| error.to_string())?;
     // What a friend would be given.

@@ -34,7 +34,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+
+pub use knock::from_here;
 
 /// A TLS handshake takes a few round trips; a board doing RSA takes half a second of its own.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(15);
@@ -76,8 +79,6 @@ const NO_PLACE_ANSWER: &str = concat!(
     "Access-Control-Allow-Origin: *\r\nAccess-Control-Expose-Headers: Retry-After\r\nConnection: close\r\n\r\n",
     r#"{"errcode":"M_LIMIT_EXCEEDED","error":"The server is busy, try again later","retry_after_ms":2000}"#
 );
-/// How often it is looked whether a listener has taken up a connection.
-const BEAT_PAUSE: Duration = Duration::from_millis(20);
 /// A listener has waited so often for memory when the log says so: 5 s.
 const PRESSES_QUIET: u32 = 20;
 
@@ -212,25 +213,15 @@ impl HttpServer {
     /// error is the address of one that does not.
     pub async fn is_accepting(&self, patience: Duration) -> Result<(), SocketAddr> {
         let listening = self.listening.lock().clone();
+        // All at once: each has the whole time.
+        let mut looking = JoinSet::new();
         for (address, beats) in listening {
-            let before = beats.load(SeqCst);
-            let knock = async {
-                // Kept until it is taken up. With a full queue it waits, while the listener takes up others.
-                let _knock = tokio::net::TcpStream::connect(from_here(address)).await;
-                std::future::pending::<()>().await;
-            };
-            let taken_up = async {
-                while beats.load(SeqCst) == before {
-                    self.clock.sleep(BEAT_PAUSE).await;
-                }
-            };
-            let heard = async {
-                tokio::select! {
-                    () = knock => {}
-                    () = taken_up => {}
-                }
-            };
-            self.clock.timeout(patience, heard).await.ok_or(address)?;
+            looking.spawn(knock::is_taken_up(self.clock.clone(), address, beats, patience));
+        }
+        while let Some(looked) = looking.join_next().await {
+            if let Ok(Err(address)) = looked {
+                return Err(address);
+            }
         }
         Ok(())
     }
@@ -579,16 +570,6 @@ impl HttpServer {
     }
 }
 
-/// Where this machine reaches what listens on an address: "all addresses" becomes the loopback address.
-pub fn from_here(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::from([127, 0, 0, 1]),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
 /// The last address of the last `X-Forwarded-For` line: the caller may have written everything before it. A proxy that
 /// adds a line of its own leaves the caller's line above it.
 fn forwarded_for(headers: &HeaderMap) -> Option<IpAddr> {
@@ -618,4 +599,5 @@ impl Drop for Counted {
 
 #[cfg(test)]
 mod tests;
+mod knock;
 pub mod socket;

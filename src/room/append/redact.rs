@@ -21,7 +21,8 @@ pub fn apply(w: &mut Write<'_>, here: &Here, new: &Append, num: EventNum, row: &
         return Ok(is_of_state);
     }
     for waiting in event::take_pending_redactions(w, row.room, event.id().as_str())? {
-        let redaction_row = event::row_of(w, waiting)?;
+        // Gone when the room was removed for good and somebody was invited to it meanwhile.
+        let Some(redaction_row) = event::row(w, waiting)? else { continue };
         let redaction = load_row(w, event.version(), &redaction_row)?;
         // Read again: the newest version of the row may be in the store alone.
         let row = event::row_of(w, num)?;

@@ -34,7 +34,7 @@ pub struct Keeping {
     history_days: AtomicU32,
     /// A room's own lifetime counts, but for no less than so many days; 0: it does not count.
     retention_days_min: AtomicU32,
-    /// The day on which old messages were looked for.
+    /// The day on which old messages were looked for to the end.
     looked_day: AtomicU64,
 }
 
@@ -65,22 +65,35 @@ impl Rooms {
     pub(super) async fn keep_history(&self, worker: &Worker) -> Result<()> {
         let (now_ms, keeping) = (self.0.parts.clock.now_ms(), &self.0.keeping);
         let (days, min) = (keeping.history_days.load(Relaxed), keeping.retention_days_min.load(Relaxed));
-        if days == 0 && min == 0 || keeping.looked_day.swap(now_ms / DAY_MS, Relaxed) == now_ms / DAY_MS {
+        let today = now_ms / DAY_MS;
+        if days == 0 && min == 0 || keeping.looked_day.load(Relaxed) == today {
             return Ok(());
         }
-        let (mut after, mut all) = (None, (0, 0));
+        let (mut after, mut all, mut failed) = (None, (0, 0), None);
         while let Some((num, own_ms)) = self.resident_after(after).await? {
             after = Some(num);
             let Some(lifetime_ms) = lifetime_ms(own_ms, days, min) else { continue };
             worker.works_on("removing old messages");
-            let (events, bytes) = self.purge_room_history(num, now_ms.saturating_sub(lifetime_ms)).await?;
-            worker.done(events);
-            all = (all.0 + events, all.1 + bytes);
+            match self.purge_room_history(num, now_ms.saturating_sub(lifetime_ms)).await {
+                Ok((events, bytes)) => {
+                    worker.done(events);
+                    all = (all.0 + events, all.1 + bytes);
+                }
+                // One room with a damaged row holds up none of the others.
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
         if all.0 > 0 {
             tracing::info!(events = all.0, bytes = all.1, "old messages were removed");
         }
-        Ok(())
+        match failed {
+            // The next look tries it again.
+            Some(failed) => Err(failed),
+            None => {
+                keeping.looked_day.store(today, Relaxed);
+                Ok(())
+            }
+        }
     }
 
     /// The next room that people here are in, and how long it says that messages live.

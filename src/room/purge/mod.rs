@@ -34,8 +34,13 @@ const AGAIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(60 * 60);
 /// Rooms that are begun in one look, and shown.
 const ROOMS_MAX: usize = 1000;
+/// Rooms that are gone through at once: so many with a fault would hold up the others.
+const BEGUN_MAX: usize = 100;
 /// Leaves of people here are sent to other servers before their events go, for at most so long.
 const TOLD_WITHIN: Duration = Duration::from_secs(10 * 60);
+/// How often it is looked whether they were sent: each look goes through all that waits for other servers.
+const TOLD_LOOK_MIN: Duration = Duration::from_millis(500);
+const TOLD_LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// A room on its way out.
 #[derive(Debug, Clone, Serialize)]
@@ -170,13 +175,16 @@ impl Rooms {
                 if self.0.keeping.left.load(std::sync::atomic::Ordering::Relaxed) {
                     self.purge_left(true).await?;
                 }
-                self.purge_begun(worker).await?;
-                self.keep_history(worker).await
+                self.purge_begun(worker).await
             };
             if let Err(failed) = purged.await {
                 tracing::warn!(%failed, "a room could not be removed; this is tried again");
                 worker.failed(failed);
                 pause = AGAIN;
+            }
+            if let Err(failed) = self.keep_history(worker).await {
+                tracing::warn!(%failed, "old messages could not be removed; this is tried again");
+                worker.failed(failed);
             }
             worker.idle_for(pause);
             tokio::select! {
@@ -186,39 +194,51 @@ impl Rooms {
         }
     }
 
-    /// Removes the rooms that were begun.
+    /// Removes the rooms that were begun. One that cannot be removed holds up none of the others.
     pub(super) async fn purge_begun(&self, worker: &Worker) -> Result<()> {
-        let mut is_any = false;
-        while let Some((num, purge)) = self.reading(|_, read| Ok(purge::list(read, 1)?.pop())).await? {
+        let (mut is_any, mut failed) = (false, None);
+        loop {
+            let begun = self.reading(|_, read| Ok(purge::list(read, BEGUN_MAX)?)).await?;
+            if begun.is_empty() || failed.is_some() {
+                break;
+            }
             is_any = true;
-            worker.works_on(format_args!("removing {}", purge.room_id));
-            if purge.cursor.is_none() {
-                while !self.freed(move |w| purge::clear(w, num, ROWS_MAX)).await? {
-                    self.0.parts.clock.sleep(PAUSE).await;
+            for (num, purge) in begun {
+                if let Err(error) = self.purge_one(worker, num, purge).await {
+                    failed = failed.or(Some(error));
                 }
-            }
-            let mut reached = EventNum(purge.cursor.unwrap_or(0));
-            loop {
-                let (rooms, end) = (self.clone(), purge.end);
-                let (events, last) = blocking(move || {
-                    purge::events(&rooms.0.parts.store.read()?, num, reached, end, LOOKED_AT, EVENTS_MAX)
-                })
-                .await?;
-                let to = last.or(events.last().copied()).unwrap_or(reached);
-                if !events.is_empty() {
-                    worker.done(events.len() as u64);
-                    self.freed(move |w| purge::remove_events(w, num, &events, to)).await?;
-                }
-                let Some(last) = last else { break };
-                reached = last;
-                self.0.parts.clock.sleep(PAUSE).await;
-            }
-            if let Some(done) = self.freed(move |w| purge::end(w, num)).await? {
-                tracing::info!(room = %done.room_id, events = done.events, rows = done.rows, "a room was removed");
             }
         }
         if is_any {
             self.0.sweep.notify_one();
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    async fn purge_one(&self, worker: &Worker, num: RoomNum, purge: Purge) -> Result<()> {
+        worker.works_on(format_args!("removing {}", purge.room_id));
+        if purge.cursor.is_none() {
+            while !self.freed(move |w| purge::clear(w, num, ROWS_MAX)).await? {
+                self.0.parts.clock.sleep(PAUSE).await;
+            }
+        }
+        let mut reached = EventNum(purge.cursor.unwrap_or(0));
+        loop {
+            let (rooms, end) = (self.clone(), purge.end);
+            let (events, last) =
+                blocking(move || purge::events(&rooms.0.parts.store.read()?, num, reached, end, LOOKED_AT, EVENTS_MAX))
+                    .await?;
+            let to = last.or(events.last().copied()).unwrap_or(reached);
+            if !events.is_empty() {
+                worker.done(events.len() as u64);
+                self.freed(move |w| purge::remove_events(w, num, &events, to)).await?;
+            }
+            let Some(last) = last else { break };
+            reached = last;
+            self.0.parts.clock.sleep(PAUSE).await;
+        }
+        if let Some(done) = self.freed(move |w| purge::end(w, num)).await? {
+            tracing::info!(room = %done.room_id, events = done.events, rows = done.rows, "a room was removed");
         }
         Ok(())
     }
@@ -233,7 +253,7 @@ impl Rooms {
     /// Waits until other servers know that people here left.
     async fn wait_until_told(&self, room_id: &RoomId) -> Result<()> {
         let clock = &self.0.parts.clock;
-        let begun = clock.instant();
+        let (begun, mut pause) = (clock.instant(), TOLD_LOOK_MIN);
         loop {
             let id = room_id.to_owned();
             let is_told = self.reading(move |_, read| {
@@ -243,7 +263,8 @@ impl Rooms {
             if is_told.await? || clock.instant().saturating_sub(begun) >= TOLD_WITHIN {
                 return Ok(());
             }
-            clock.sleep(Duration::from_millis(500)).await;
+            clock.sleep(pause).await;
+            pause = (2 * pause).min(TOLD_LOOK_MAX);
         }
     }
 }

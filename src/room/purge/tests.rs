@@ -1,8 +1,9 @@
 use serde_json::json;
 
 use super::*;
-use crate::room::testing::{House, house};
-use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, PURGE, TABLES};
+use crate::room::Sending;
+use crate::room::testing::{House, house, sending};
+use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, NETWORK_ROOM, PURGE, REDACTED_AGE, TABLES};
 use crate::store::{Get, Store, Table};
 
 fn count(store: &Store, table: &Table) -> u64 {
@@ -44,6 +45,13 @@ async fn a_room_that_nobody_is_in_goes_and_others_stay() {
                 .unwrap();
         }
     }
+    house.rooms.set_redacted_kept(Some(7));
+    for room in [&gone, &stays] {
+        let said = house.say(&ben, room, "rude").await;
+        let redaction = Sending { redacts: Some(said), ..sending("m.room.redaction", None, json!({})) };
+        house.rooms.send(&ben, room, redaction).await.unwrap();
+        house.rooms.set_public_in("bridge|irc", room, true).await.unwrap();
+    }
     let worker = Worker::new("purge", &house.clock);
     assert!(matches!(house.rooms.purge(&gone, false).await, Err(Error::Forbidden(_))));
     for who in [&anna, &ben] {
@@ -67,6 +75,7 @@ async fn a_room_that_nobody_is_in_goes_and_others_stay() {
         assert!(is * 2 <= was && is >= 30, "{}: {was} {is}", table.name);
     }
     assert_eq!(count(&house.store, &PURGE), 0);
+    assert_eq!([&NETWORK_ROOM, &REDACTED_AGE].map(|table| count(&house.store, table)), [1, 1]);
     house.send(&anna, &stays, "m.room.message", None, json!({ "msgtype": "m.text", "body": "on" })).await.unwrap();
     // Nothing of it is in a table that names rooms first.
     assert_eq!(house.rooms.purging().await.unwrap().len(), 0);

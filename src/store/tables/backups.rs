@@ -13,6 +13,9 @@ pub struct Noted {
     pub made_ms: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
+    /// When the last whole one of the schedule was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_ms: Option<u64>,
     /// When the last failure was, if it was after that, and why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed_ms: Option<u64>,
@@ -31,10 +34,14 @@ pub fn get(get: &impl Get) -> Result<Noted> {
     Ok(tables::get_json(get, &BACKUP_NOTED, ROW)?.unwrap_or_default())
 }
 
-/// A whole backup was made.
-pub fn made(w: &mut Write<'_>, at_ms: u64, target: &str) -> Result<()> {
-    let before = get(w)?;
-    let noted = Noted { made_ms: Some(at_ms), target: Some(target.to_owned()), failed_ms: None, why: None, ..before };
+/// A whole backup was made, by the schedule or by hand.
+pub fn made(w: &mut Write<'_>, at_ms: u64, target: &str, is_scheduled: bool) -> Result<()> {
+    let mut noted = get(w)?;
+    (noted.made_ms, noted.target) = (Some(at_ms), Some(target.to_owned()));
+    (noted.failed_ms, noted.why) = (None, None);
+    if is_scheduled {
+        noted.scheduled_ms = Some(at_ms);
+    }
     tables::put_json(w, &BACKUP_NOTED, ROW, &noted)
 }
 

@@ -61,7 +61,9 @@ impl Users {
     pub async fn notice_room(&self, user: UserNum) -> Result<Option<(OwnedRoomId, OwnedUserId)>, Error> {
         self.read(move |get| {
             let Some((room, by)) = user::notice_room(get, user)? else { return Ok(None) };
-            let id = room::get_of(get, room)?.id;
+            // One that was removed for good is none: the next notice makes another.
+            let Some(room) = room::get(get, room)? else { return Ok(None) };
+            let id = room.id;
             let id = OwnedRoomId::try_from(id).map_err(|_| Error::NotFound("room"))?;
             Ok(Some((id, super::id_of(get, by)?)))
         })

@@ -69,6 +69,18 @@ pub fn set_in_network(w: &mut Write, network: &str, num: RoomNum, listed: bool, 
     Ok(true)
 }
 
+/// Takes a room that is removed out of the public lists of all networks. Looks at every row of those.
+pub fn leave_networks(w: &mut Write, num: RoomNum) -> Result<()> {
+    let (room, mut listed) = (num.to_key(), Vec::new());
+    w.range(&NETWORK_ROOM, &[], None, false, &mut |key, _| {
+        if key.ends_with(&room) {
+            listed.push(key.to_vec());
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    listed.iter().try_for_each(|key| w.remove(&NETWORK_ROOM, key).map(drop))
+}
+
 /// Visits the public list of a network, or of all of them one after the other, as [`list_public`] does; the newest room
 /// last.
 pub fn list_network(

@@ -272,14 +272,15 @@ pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
     put_body(w, row.body, &packed)
 }
 
-/// Forgets an event wholly. Only for rooms that are being purged: nothing may refer to it any more.
+/// Forgets an event wholly, also what it said before it was redacted. Only for rooms that are being purged: nothing may refer
+/// to it any more.
 pub fn remove(w: &mut Write, num: EventNum) -> Result<()> {
     let Some(row) = row(w, num)? else { return Ok(()) };
     let hash = w.hash128(&[row.id.text().as_bytes()]);
     w.remove(&EVENT_ID, &id_key(&hash, num))?;
     w.remove(&EVENT_BODY, &row.body.to_key())?;
     w.remove(&EVENT, &num.to_key())?;
-    Ok(())
+    super::redacted::remove(w, num)
 }
 
 /// The number of (type, state key), when any event ever used it. A member's is their own number.

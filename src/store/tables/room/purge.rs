@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Room, Status, directory, event, user_room};
+use super::{Room, Status, directory, event, thread_subscription, user_room};
 use crate::store::schema::{
     CURRENT_STATE, GUESTS_NOTED, MASS_REDACTION, MEMBER, PURGE, RECEIPT, RECEIPT_LOG, RELATION, ROOM_ALIAS, ROOM_LOCAL,
     ROOM_SERVER, SEARCH_GONE, STATE_LOG, STICKY, TIMELINE, UNREAD,
@@ -65,6 +65,7 @@ pub fn begin(w: &mut Write<'_>, num: RoomNum, room: &Room, now_ms: u64) -> Resul
     if room.public {
         directory::set_public(w, num, Some(room.joined), None)?;
     }
+    directory::leave_networks(w, num)?;
     let (room_id, end) = (room.id.clone(), w.next_number("event")?);
     super::put(w, num, &Room::stub(&room.id, &room.version))?;
     let purge = Purge { room_id, begun_ms: now_ms, cursor: None, end, rows: 0, events: 0 };
@@ -84,18 +85,22 @@ pub fn clear(w: &mut Write<'_>, num: RoomNum, rows_max: usize) -> Result<bool> {
             return Ok(false);
         }
     }
-    for alias in directory::aliases(w, num, rows_max)? {
+    for alias in directory::aliases(w, num, rows_max / 2)? {
         directory::remove_alias(w, &alias)?;
+        // Also one that leads nowhere.
+        w.remove(&ROOM_ALIAS, &[&num.to_key()[..], alias.as_bytes()].concat())?;
         removed += 2;
     }
-    w.remove_prefix(&ROOM_ALIAS, &num.to_key(), rows_max)?;
     let mut locals = Vec::new();
     w.prefix(&ROOM_LOCAL, &num.to_key(), &mut |key, _| {
         locals.push(key.get(4..).and_then(UserNum::from_key).ok_or_else(|| Error::corrupt(&ROOM_LOCAL, key))?);
         Ok(ControlFlow::Continue(()))
     })?;
-    let mut is_done = true;
+    let mut is_done = w.first_in_prefix(&ROOM_ALIAS, &num.to_key())?.is_none();
     for user in locals {
+        if removed < rows_max {
+            removed += 2 * thread_subscription::remove_room(w, user, num, rows_max / 2)?;
+        }
         if removed >= rows_max {
             is_done = false;
             break;

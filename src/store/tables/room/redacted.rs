@@ -59,7 +59,8 @@ pub fn sweep(w: &mut Write<'_>, upto_ms: u64, most: usize) -> Result<usize> {
     Ok(old.len())
 }
 
-fn remove(w: &mut Write<'_>, event: EventNum) -> Result<()> {
+/// Forgets what an event said, such as one that is removed itself.
+pub fn remove(w: &mut Write<'_>, event: EventNum) -> Result<()> {
     let Some(row) = w.get(&REDACTED, &event.to_key())? else { return Ok(()) };
     let at_ms = at_of(&row).ok_or_else(|| Error::corrupt(&REDACTED, &event.to_key()))?;
     let held = held(w)?.saturating_sub(row.len() as u64 - 8);

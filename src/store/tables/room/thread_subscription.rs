@@ -69,17 +69,20 @@ pub fn set(w: &mut Write<'_>, user: UserNum, room: RoomNum, root: EventNum, stat
 
 /// Counts one more thread of a user, in the place of the oldest when there are too many.
 fn make_room(w: &mut Write<'_>, user: UserNum) -> Result<()> {
-    let corrupt = || Error::corrupt(&THREAD_SUBSCRIPTION, &user.to_key());
-    let count = match w.get(&THREAD_SUBSCRIPTION, &user.to_key())? {
-        Some(row) => u32::from_be_bytes(row.try_into().map_err(|_| corrupt())?),
-        None => 0,
-    };
+    let count = count(w, user)?;
     if count < THREADS_MAX {
         return w.put(&THREAD_SUBSCRIPTION, &user.to_key(), &(count + 1).to_be_bytes());
     }
     let Some((log, thread)) = w.first_in_prefix(&THREAD_SUBSCRIPTION_LOG, &user.to_key())? else { return Ok(()) };
     w.remove(&THREAD_SUBSCRIPTION_LOG, &log)?;
     w.remove(&THREAD_SUBSCRIPTION, &[&user.to_key()[..], &thread].concat()).map(drop)
+}
+
+/// How many threads of a user are known.
+fn count(get: &impl Get, user: UserNum) -> Result<u32> {
+    let Some(row) = get.get(&THREAD_SUBSCRIPTION, &user.to_key())? else { return Ok(0) };
+    let count: [u8; 4] = row.try_into().map_err(|_| Error::corrupt(&THREAD_SUBSCRIPTION, &user.to_key()))?;
+    Ok(u32::from_be_bytes(count))
 }
 
 /// Visits the threads of a user that changed after `after`, up to and with `to`, the latest change first, until `visit`
@@ -98,6 +101,28 @@ pub fn list_newest(
         let root = value.get(4..).and_then(EventNum::from_key).ok_or_else(corrupt)?;
         visit(room, root, get(reads, user, room, root)?.ok_or_else(corrupt)?)
     })
+}
+
+/// Forgets at most `most` threads that a user has in a room that is removed. Answers how many.
+pub fn remove_room(w: &mut Write<'_>, user: UserNum, room: RoomNum, most: usize) -> Result<usize> {
+    let (mut found, prefix) = (Vec::new(), [user.to_key(), room.to_key()].concat());
+    w.prefix(&THREAD_SUBSCRIPTION, &prefix, &mut |key, row| {
+        if found.len() == most {
+            return Ok(ControlFlow::Break(()));
+        }
+        let known = Subscription::decode(row).ok_or_else(|| Error::corrupt(&THREAD_SUBSCRIPTION, key))?;
+        found.push((key.to_vec(), known.at));
+        Ok(ControlFlow::Continue(()))
+    })?;
+    for (key, at) in &found {
+        w.remove(&THREAD_SUBSCRIPTION_LOG, &log_key(user, *at))?;
+        w.remove(&THREAD_SUBSCRIPTION, key)?;
+    }
+    if !found.is_empty() {
+        let left = count(w, user)?.saturating_sub(found.len() as u32);
+        w.put(&THREAD_SUBSCRIPTION, &user.to_key(), &left.to_be_bytes())?;
+    }
+    Ok(found.len())
 }
 
 /// Forgets at most `most` threads of a user whose account is closed; true when there may be more.
@@ -155,6 +180,23 @@ mod tests {
             assert!(get(w, bob, room, EventNum(1))?.is_none() && !has_any(w, UserNum(3))?);
             assert!(remove_user(w, anna, 2)? && !remove_user(w, anna, 9)?);
             assert_eq!((roots(w, anna, 0, last.0, 9).len(), roots(w, bob, 0, last.0, 9).len()), (0, 1));
+            Ok::<_, Error>(())
+        };
+        store.write_blocking(job).unwrap();
+    }
+
+    #[test]
+    fn a_room_that_is_removed_takes_its_threads_along() {
+        let store = Store::in_memory();
+        let job = |w: &mut Write<'_>| {
+            let (anna, gone, stays) = (UserNum(1), RoomNum(7), RoomNum(8));
+            for root in 1..=3 {
+                set(w, anna, gone, EventNum(root), Status::Manual)?;
+            }
+            set(w, anna, stays, EventNum(9), Status::Manual)?;
+            assert_eq!((remove_room(w, anna, gone, 2)?, remove_room(w, anna, gone, 2)?), (2, 1));
+            assert_eq!(roots(w, anna, 0, u64::MAX - 1, 9), [(9, Status::Manual)]);
+            assert_eq!(count(w, anna)?, 1);
             Ok::<_, Error>(())
         };
         store.write_blocking(job).unwrap();

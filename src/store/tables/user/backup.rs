@@ -197,6 +197,12 @@ pub fn add_version(w: &mut Write<'_>, user: UserNum, info: &Info) -> Result<u32>
     Ok(number)
 }
 
+/// Leaves numbers of versions free that a user may have been given and that are not known any more.
+pub fn skip_numbers(w: &mut Write<'_>, user: UserNum, count: u32) -> Result<()> {
+    let (last, size) = account(w, user)?;
+    set_account(w, user, last.saturating_add(count), size)
+}
+
 /// Removes a version; its keys are left to be swept.
 pub fn remove_version(w: &mut Write<'_>, version: &Version) -> Result<()> {
     let row = version_row(version.shelf.user, version.shelf.version);

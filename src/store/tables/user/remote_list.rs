@@ -70,8 +70,9 @@ pub fn get(get: &impl Get, user: UserNum) -> Result<Option<List>> {
     decode(&row).map(Some).ok_or_else(|| Error::corrupt(&REMOTE_LIST, &user.to_key()))
 }
 
-/// Marks at most `most` kept lists behind `after` as stale: each is asked for again before it is used. Answers the last.
-pub fn make_stale(w: &mut Write<'_>, after: Option<UserNum>, most: usize) -> Result<Option<UserNum>> {
+/// Marks at most `most` kept lists behind `after` as stale: each is asked for again before it is used. Answers the last, and
+/// how many they are.
+pub fn make_stale(w: &mut Write<'_>, after: Option<UserNum>, most: usize) -> Result<Option<(UserNum, usize)>> {
     let (mut found, from) = (Vec::new(), after.map_or(0, |after| after.0.saturating_add(1)).to_be_bytes());
     w.range(&REMOTE_LIST, &from, None, false, &mut |key, value| {
         let corrupt = || Error::corrupt(&REMOTE_LIST, key);
@@ -81,7 +82,7 @@ pub fn make_stale(w: &mut Write<'_>, after: Option<UserNum>, most: usize) -> Res
     for (user, list) in &found {
         put(w, *user, &List { stale: true, ..*list })?;
     }
-    Ok(found.last().map(|(user, _)| *user))
+    Ok(found.last().map(|(user, _)| (*user, found.len())))
 }
 
 /// Visits the keys of a kept list. Bounded by [`LIST_BYTES_MAX`].

@@ -1,0 +1,35 @@
+//! Files that are read whole, such as keys and certificates: never further than they may be long.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// All of a file of at most `bytes_max`. What is no file is not even opened: a pipe waits for who writes into it, and a device
+/// may have no end.
+pub fn read_small(file: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    if !std::fs::metadata(file)?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = Vec::new();
+    File::open(file)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > bytes_max {
+        true => Err(io::Error::other(format!("it is too large: it may have {bytes_max} bytes"))),
+        false => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_more_is_read_than_a_file_may_have() {
+        let file = std::env::temp_dir().join(format!("snug-small-file-{}", std::process::id()));
+        std::fs::write(&file, "text").unwrap();
+        assert_eq!(read_small(&file, 4).unwrap(), b"text");
+        assert!(read_small(&file, 3).unwrap_err().to_string().contains("too large"));
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(read_small(&file, 4).unwrap_err().kind(), io::ErrorKind::NotFound);
+        assert_eq!(read_small(Path::new("/dev/zero"), 4).unwrap_err().to_string(), "it is no file");
+    }
+}
