@@ -13,7 +13,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
 use super::message::{Class, Key, MESSAGE_BYTES_MAX, Message, USERNAME_BYTES_MAX, Writer, attribute, method};
-use super::table::{ALLOCATION_BYTES, Allocation, Client, Full, Place, State};
+use super::table::{ALLOCATION_BYTES, Allocation, Client, Full, Place, State, Unbound};
 use super::way::Way;
 use super::{Inner, Login};
 
@@ -243,9 +243,10 @@ impl Inner {
                 let number = u16::try_from(number).ok().filter(|number| CHANNELS.contains(number)).ok_or(BAD)?;
                 let place = self.place(&allocation, peer.ip())?;
                 let mut state = allocation.state();
-                if !state.bind(number, peer, now) {
-                    return Err(BAD);
-                }
+                state.bind(number, peer, now).map_err(|why| match why {
+                    Unbound::Taken => BAD,
+                    Unbound::Full => CAPACITY,
+                })?;
                 if state.permit(peer.ip(), place, now) { Ok(Done::Nothing) } else { Err(CAPACITY) }
             }
             _ => Err(BAD),

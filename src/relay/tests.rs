@@ -246,6 +246,21 @@ async fn channels_have_the_numbers_of_both_standards() {
     relay.stop();
 }
 
+/// A client with all its channels was told that its request was wrong, and asked again in other words for ever.
+#[tokio::test]
+async fn one_channel_too_many_is_for_want_of_room() {
+    let relay = relay(ports(), is_private);
+    let to = open(&relay).await;
+    let mut phone = Phone::at(to).await;
+    phone.allocate().await;
+    for count in 0..=table::CHANNELS_MAX as u16 {
+        let peer = SocketAddr::new([192, 88, 100, 1].into(), 1000 + count);
+        let error = if usize::from(count) < table::CHANNELS_MAX { 0 } else { 508 };
+        assert_eq!(phone.bind(0x4000 + count, peer).await, error, "{count}");
+    }
+    relay.stop();
+}
+
 /// A user has some allocations, and all together what the account pays for.
 #[tokio::test]
 async fn allocations_are_bounded_and_give_back_what_they_took() {
