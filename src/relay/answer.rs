@@ -149,7 +149,8 @@ impl Inner {
 
     /// Whose name this is, and the password with it; none when it has ended.
     fn password<'a>(&self, username: &'a str, ip: IpAddr) -> Option<(Cow<'a, str>, String)> {
-        match &self.parts.login {
+        let login = self.parts.login.get();
+        match &*login {
             Login::Fixed { username: known, password } => {
                 (username == known).then(|| (Cow::Owned(household(ip)), password.clone()))
             }

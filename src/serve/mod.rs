@@ -455,6 +455,7 @@ impl Server {
             door: door.clone(),
             folders,
             certificates: in_use.into_iter().map(|(_, certificate)| certificate).collect(),
+            relay: OnceLock::new(),
             turn: tokio::sync::Mutex::default(),
         });
         let reload: std::sync::Weak<dyn admin::Reload> = Arc::downgrade(&(reloader.clone() as Arc<dyn admin::Reload>));
