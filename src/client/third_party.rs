@@ -6,14 +6,16 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{Client, Error, auth, rates};
-use crate::http::{ErrorResponse, Request, Response};
+use crate::budget::Grant;
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::ThirdParty;
 
 /// GET /_matrix/client/v3/thirdparty/protocols
 pub async fn protocols(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     asking(&client, &request).await?;
-    let all: Map<String, Value> = client.users.services().protocols(None).await.into_iter().collect();
-    Ok(Response::json(&Value::Object(all)))
+    let (all, paid) = client.users.services().protocols(None).await;
+    let all: Map<String, Value> = all.into_iter().collect();
+    Ok(paid_by(Response::json(&Value::Object(all)), paid))
 }
 
 /// GET /_matrix/client/v3/thirdparty/protocol/{protocol}
@@ -21,8 +23,9 @@ pub async fn protocols(client: Arc<Client>, request: Request) -> Result<Response
 /// 404 `M_NOT_FOUND` when no service of this server has this protocol.
 pub async fn protocol(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     asking(&client, &request).await?;
-    match client.users.services().protocols(Some(request.param("protocol"))).await.pop() {
-        Some((_, told)) => Ok(Response::json(&told)),
+    let (mut all, paid) = client.users.services().protocols(Some(request.param("protocol"))).await;
+    match all.pop() {
+        Some((_, told)) => Ok(paid_by(Response::json(&told), paid)),
         None => Err(ErrorResponse::not_found("No bridge of this server has this protocol").into()),
     }
 }
@@ -52,8 +55,16 @@ async fn found(client: &Client, request: &Request, kind: ThirdParty, by: &'stati
     let pairs = form_urlencoded::parse(request.raw_query().unwrap_or_default().as_bytes());
     let query =
         form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs.filter(|(name, _)| !own(name))).finish();
-    let list = client.users.services().third_party(kind, protocol, &query).await;
-    Ok(Response::json(&list))
+    let (list, paid) = client.users.services().third_party(kind, protocol, &query).await;
+    Ok(paid_by(Response::json_bytes(StatusCode::OK, list), paid))
+}
+
+/// What the services said is paid for until the app has it.
+fn paid_by(answer: Response, grant: Option<Grant>) -> Response {
+    match grant {
+        Some(grant) => answer.paid_by(grant),
+        None => answer,
+    }
 }
 
 /// Each of these makes this server ask the services.
