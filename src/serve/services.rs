@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use ruma::ServerName;
 
 use crate::admin::{Registered, Registrations};
-use crate::base::{Clock, Worker};
+use crate::base::{Clock, Worker, blocking};
 use crate::config::Config;
 use crate::deliver::services::Told;
 use crate::remote::service::{BYTES_MAX, Registration, SERVICES_MAX, Service};
@@ -185,6 +185,24 @@ struct Last {
     error: Option<String>,
 }
 
+/// The registrations that count, of the files and of what is kept of some from before. One that is kept may be in another file
+/// by now: what was read at present, of the files in `fresh`, comes first, and the kept one goes.
+fn in_force(now: &mut [Last], fresh: &[PathBuf]) -> Vec<Registration> {
+    let mut counted: Vec<Registration> = Vec::new();
+    for is_fresh in [true, false] {
+        for last in now.iter_mut().filter(|last| fresh.contains(&last.file) == is_fresh) {
+            let Some(registration) = last.registration.clone() else { continue };
+            let is_there =
+                |other: &Registration| other.id == registration.id || other.as_token == registration.as_token;
+            match counted.iter().any(is_there) || counted.len() >= SERVICES_MAX {
+                true => last.registration = None,
+                false => counted.push(registration),
+            }
+        }
+    }
+    counted
+}
+
 fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
     let found = std::fs::metadata(file).ok()?;
     Some((found.modified().ok()?, found.len()))
@@ -199,14 +217,18 @@ impl Files {
     /// Reads all files and makes them the registrations. Answers what is wrong, a sentence for each file.
     pub async fn load(&self) -> Vec<String> {
         let _turn = self.turn.lock().await;
-        let mut now = Vec::new();
-        for Found { file, read } in read_all(&self.config) {
+        let (mut now, mut fresh) = (Vec::new(), Vec::new());
+        let config = self.config.clone();
+        for Found { file, read } in blocking(move || read_all(&config)).await {
             // One that cannot be looked at is not missing.
             let is_missing = matches!(file.try_exists(), Ok(false));
             let before =
                 self.last.lock().iter().find(|last| last.file == file).and_then(|last| last.registration.clone());
             let (registration, error) = match read {
-                Ok(registration) => (Some(registration), None),
+                Ok(registration) => {
+                    fresh.push(file.clone());
+                    (Some(registration), None)
+                }
                 Err(error) => (before.filter(|_| !is_missing), Some(error)),
             };
             // Of a folder that cannot be listed, what was in it stays.
@@ -216,16 +238,7 @@ impl Files {
             }
             now.push(Last { stamp: stamp(&file), file, registration, error });
         }
-        // One that is kept from before may be in another file by now.
-        let mut services: Vec<Service> = Vec::new();
-        for last in &mut now {
-            let Some(registration) = last.registration.clone() else { continue };
-            let is_there = |other: &Service| other.id == registration.id || other.as_token == registration.as_token;
-            match services.iter().any(is_there) || services.len() >= SERVICES_MAX {
-                true => last.registration = None,
-                false => services.push(Service::new(registration)),
-            }
-        }
+        let services: Vec<_> = in_force(&mut now, &fresh).into_iter().map(Service::new).collect();
         for service in &services {
             match self.users.create_service_user(&service.sender).await {
                 Ok(()) => tracing::info!("the account {} was created for {}", service.sender, service.id),
@@ -373,6 +386,18 @@ mod tests {
         let said: Vec<_> = found.iter().map(|found| found.read.as_ref().map(|read| read.id.as_str())).collect();
         assert_eq!((said[0], said[3]), (Ok("irc"), Ok("other")));
         assert!(said[1].unwrap_err().contains("No such file") && said[2].unwrap_err().contains("same id"));
+        let last = |file: &str, token: &str, error: Option<&str>| Last {
+            file: file.into(),
+            stamp: None,
+            registration: Registration::read(&registration("irc", token), &config.server_name).ok(),
+            error: error.map(ToOwned::to_owned),
+        };
+        // Renamed in an editor: what the broken file said before held up the new one for ever.
+        let mut now = [last("a.yaml", "old", Some("not YAML")), last("b.yaml", "new", None)];
+        let counted = in_force(&mut now, &["b.yaml".into()]);
+        assert_eq!((counted.len(), counted[0].as_token.as_str()), (1, "new"));
+        assert!(now[0].registration.is_none() && now[1].registration.is_some());
+        assert_eq!(in_force(&mut [last("a.yaml", "old", Some("not YAML"))], &[]).len(), 1, "kept");
         assert_eq!(file_name("../IRC bridge"), "_IRC_bridge.yaml");
         assert_eq!(read(Path::new("/dev/null"), &config.server_name).unwrap_err(), "it is no file");
         std::fs::remove_dir_all(&at).unwrap();
