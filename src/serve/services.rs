@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use ruma::ServerName;
+use ruma::{ServerName, UserId};
 
 use crate::admin::{Registered, Registrations};
 use crate::base::{Clock, Worker, blocking};
@@ -19,7 +19,7 @@ use crate::deliver::services::Told;
 use crate::remote::service::{BYTES_MAX, Registration, SERVICES_MAX, Service};
 use crate::room::{EventNum, RoomNum, Rooms};
 use crate::store::{self, Read, UserNum};
-use crate::user::{self, Users};
+use crate::user::{self, Standing, Users};
 
 /// The folder in the data folder.
 const FOLDER: &str = "appservices";
@@ -240,10 +240,20 @@ impl Files {
         }
         let services: Vec<_> = in_force(&mut now, &fresh).into_iter().map(Service::new).collect();
         for service in &services {
-            match self.users.create_service_user(&service.sender).await {
-                Ok(()) => tracing::info!("the account {} was created for {}", service.sender, service.id),
-                Err(user::Error::Taken) => {}
-                Err(failed) => tracing::warn!("the account {} could not be created: {failed}", service.sender),
+            let sender = &service.sender;
+            let wrong = match self.users.create_service_user(sender).await {
+                Ok(()) => {
+                    tracing::info!("the account {sender} was created for {}", service.id);
+                    None
+                }
+                Err(user::Error::Taken) => self.is_wrong_for(sender).await,
+                Err(failed) => Some(format!("sender_localpart: the account {sender} could not be created: {failed}")),
+            };
+            let is_its = |last: &&mut Last| last.registration.as_ref().is_some_and(|of| of.id == service.id);
+            if let Some(last) = now.iter_mut().find(is_its)
+                && last.error.is_none()
+            {
+                last.error = wrong;
             }
         }
         let wrong: Vec<_> =
@@ -251,6 +261,23 @@ impl Files {
         self.users.services().set(services);
         *self.last.lock() = now;
         wrong
+    }
+
+    /// Why an account that was there before should not be a service's own; none when it may be.
+    async fn is_wrong_for(&self, sender: &UserId) -> Option<String> {
+        let account = self.users.account(sender).await.ok().flatten()?;
+        if account.standing == Standing::Deactivated {
+            return Some(format!(
+                "sender_localpart: the account {sender} was closed for good, so the service can do nothing as it: give it \
+                 another name"
+            ));
+        }
+        account.has_password.then(|| {
+            format!(
+                "sender_localpart: {sender} is somebody's account, with a password, and the service may do and read everything \
+                 there: give it a name of its own, unless that is what you want"
+            )
+        })
     }
 
     /// Reads them again when one changed, came or went. Without any file nothing is looked at.
