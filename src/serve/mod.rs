@@ -671,14 +671,11 @@ impl Server {
             let told = told.clone();
             async move { told.run(&worker).await }
         }));
-        // A folder that is made later is found by the command that makes it.
-        if self.registrations.is_any() {
-            let (files, clock) = (self.registrations.clone(), self.clock.clone());
-            self.endless.push(self.worker("registrations", move |worker| {
-                let (files, clock) = (files.clone(), clock.clone());
-                async move { files.keep_current(&worker, &clock).await }
-            }));
-        }
+        let (files, clock) = (self.registrations.clone(), self.clock.clone());
+        self.endless.push(self.worker("registrations", move |worker| {
+            let (files, clock) = (files.clone(), clock.clone());
+            async move { files.keep_current(&worker, &clock).await }
+        }));
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {
             let pushes = pushes.clone();

@@ -280,7 +280,7 @@ impl Files {
         })
     }
 
-    /// Reads them again when one changed, came or went. Without any file nothing is looked at.
+    /// Reads them again when one changed, came or went. Where there is none, it is looked for the folder in the data folder alone.
     pub async fn keep_current(&self, worker: &Worker, clock: &Clock) {
         loop {
             worker.idle_for(LOOK);
