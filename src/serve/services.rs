@@ -183,6 +183,8 @@ struct Last {
     stamp: Option<(SystemTime, u64)>,
     registration: Option<Registration>,
     error: Option<String>,
+    /// It stays from before, since its folder cannot be listed.
+    is_unlisted: bool,
 }
 
 /// The registrations that count, of the files and of what is kept of some from before. One that is kept may be in another file
@@ -234,9 +236,10 @@ impl Files {
             // Of a folder that cannot be listed, what was in it stays.
             if error.is_some() && !is_missing {
                 let last = self.last.lock();
-                now.extend(last.iter().filter(|last| last.file.parent() == Some(file.as_path())).cloned());
+                let inside = last.iter().filter(|last| last.file.parent() == Some(file.as_path())).cloned();
+                now.extend(inside.map(|last| Last { is_unlisted: true, ..last }));
             }
-            now.push(Last { stamp: stamp(&file), file, registration, error });
+            now.push(Last { stamp: stamp(&file), file, registration, error, is_unlisted: false });
         }
         let services: Vec<_> = in_force(&mut now, &fresh).into_iter().map(Service::new).collect();
         for service in &services {
@@ -300,7 +303,8 @@ impl Files {
 
     fn has_changed(&self) -> bool {
         let (files, last) = (files(&self.config), self.last.lock());
-        let same = |(file, last): (&Result<PathBuf, Found>, &Last)| match file {
+        let last: Vec<&Last> = last.iter().filter(|last| !last.is_unlisted).collect();
+        let same = |(file, last): (&Result<PathBuf, Found>, &&Last)| match file {
             Ok(file) => *file == last.file && stamp(file) == last.stamp,
             Err(found) => found.file == last.file,
         };
@@ -418,6 +422,7 @@ mod tests {
             stamp: None,
             registration: Registration::read(&registration("irc", token), &config.server_name).ok(),
             error: error.map(ToOwned::to_owned),
+            is_unlisted: false,
         };
         // Renamed in an editor: what the broken file said before held up the new one for ever.
         let mut now = [last("a.yaml", "old", Some("not YAML")), last("b.yaml", "new", None)];
