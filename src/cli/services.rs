@@ -72,12 +72,8 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
     serve::check_owner(&config.data_dir).map_err(|error| error.to_string())?;
     let wrong = |error: std::io::Error| format!("{}: {error}", file.display());
     let (text, name) = match file == Path::new("-") {
-        true => {
-            let mut text = String::new();
-            std::io::stdin().lock().take(BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(wrong)?;
-            (text, "standard input".to_owned())
-        }
-        false => (std::fs::read_to_string(file).map_err(wrong)?, file.display().to_string()),
+        true => (read_some(std::io::stdin().lock()).map_err(wrong)?, "standard input".to_owned()),
+        false => (std::fs::File::open(file).and_then(read_some).map_err(wrong)?, file.display().to_string()),
     };
     let registration = Registration::read(&text, &config.server_name).map_err(|wrong| format!("{name}: {wrong}"))?;
     for other in files::read_all(config) {
@@ -101,6 +97,13 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
     written.and_then(|()| std::fs::rename(&aside, &to)).map_err(failed)?;
     print(&format!("{} is registered: {}\n", registration.id, to.display()));
     reload(config)
+}
+
+/// As much as a registration may have, and a byte more.
+fn read_some(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn remove(config: &Config, id: &str) -> Result<(), String> {
