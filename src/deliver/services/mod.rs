@@ -59,8 +59,9 @@ const KEPT_BYTES: u64 = (2 + 2 * AT_ONCE as u64) * noted::NEWS_BYTES;
 /// What changed for one service, while it is told something else or fails.
 const KEPT_OF_ONE_BYTES: u64 = noted::NEWS_BYTES;
 /// Beyond the events that fit: the last of them with what it replaced (128 KiB), messages to devices and what is not stored,
-/// both under two names (96 KiB), and counts of keys.
-const BEYOND_BYTES: u64 = 240 * 1024;
+/// both under two names (96 KiB), and keys: counts under three names, and as much of fallbacks under two, both also while they are
+/// put together.
+const BEYOND_BYTES: u64 = 224 * 1024 + 7 * body::COUNTS_BYTES_MAX as u64;
 /// A look at what was noted: the numbers of what is found, of a hundred of each kind, names of devices, and events that are not
 /// stored (16 KiB) with the receipts that they are made of. A look at everything, which passes all rooms, takes what a body does.
 const LOOK_BYTES: u64 = 64 * 1024;
