@@ -82,6 +82,10 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
         if read.id == registration.id && other.file != here {
             return Err(format!("{} is registered already, by {}", read.id, other.file.display()));
         }
+        if read.id != registration.id && other.file == here {
+            let (file, other, id) = (here.display(), &read.id, &registration.id);
+            return Err(format!("{name}: id: {id} would be kept in {file}, as {other} is: give it another id"));
+        }
         if read.id != registration.id && read.as_token == registration.as_token {
             return Err(format!("{name}: as_token: {} has the same one", other.file.display()));
         }
