@@ -1,8 +1,6 @@
 //! `snug appservice`.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::json;
@@ -11,6 +9,7 @@ use super::admin_socket::Local;
 use super::arguments::ServiceCommand;
 use super::{load, print, text, with_local};
 use crate::base::Random;
+use crate::base::private::{make_folder, write_secret};
 use crate::config::{Config, Overrides};
 use crate::remote::service::{BYTES_MAX, Registration};
 use crate::serve;
@@ -93,12 +92,8 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
     let folder = files::folder(&config.data_dir);
     let to = folder.join(files::file_name(&registration.id));
     let failed = |error: std::io::Error| format!("{}: {error}", to.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
     // Written aside and renamed: the server may read it at any time.
-    let aside = to.with_extension("new");
-    let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
-    let written = written.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-    written.and_then(|()| std::fs::rename(&aside, &to)).map_err(failed)?;
+    make_folder(&folder).and_then(|()| write_secret(&to, &text)).map_err(failed)?;
     print(&format!("{} is registered: {}\n", registration.id, to.display()));
     reload(config)
 }
