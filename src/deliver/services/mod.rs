@@ -467,6 +467,7 @@ impl ServiceSender {
             Some(Failed::Here(why)) => {
                 tracing::debug!("the application service {id} is told later: {why}");
                 entry.retry_ms = Some(now_ms + NOT_NOW_MS);
+                (shown.failing, shown.retry_ms) = (Some(why), entry.retry_ms);
             }
             Some(Failed::There(why)) => {
                 let pause = PAUSE_MS_MIN.saturating_mul(1 << entry.failures.min(12)).min(PAUSE_MS_MAX);
