@@ -221,9 +221,13 @@ impl Files {
         let _turn = self.turn.lock().await;
         let (mut now, mut fresh) = (Vec::new(), Vec::new());
         let config = self.config.clone();
-        for Found { file, read } in blocking(move || read_all(&config)).await {
+        let looked = |found: Found| {
             // One that cannot be looked at is not missing.
-            let is_missing = matches!(file.try_exists(), Ok(false));
+            let is_missing = matches!(found.file.try_exists(), Ok(false));
+            (stamp(&found.file), found, is_missing)
+        };
+        let found = blocking(move || read_all(&config).into_iter().map(looked).collect::<Vec<_>>()).await;
+        for (stamp, Found { file, read }, is_missing) in found {
             let before =
                 self.last.lock().iter().find(|last| last.file == file).and_then(|last| last.registration.clone());
             let (registration, error) = match read {
@@ -239,7 +243,7 @@ impl Files {
                 let inside = last.iter().filter(|last| last.file.parent() == Some(file.as_path())).cloned();
                 now.extend(inside.map(|last| Last { is_unlisted: true, ..last }));
             }
-            now.push(Last { stamp: stamp(&file), file, registration, error, is_unlisted: false });
+            now.push(Last { stamp, file, registration, error, is_unlisted: false });
         }
         let services: Vec<_> = in_force(&mut now, &fresh).into_iter().map(Service::new).collect();
         for service in &services {
@@ -284,11 +288,12 @@ impl Files {
     }
 
     /// Reads them again when one changed, came or went. Where there is none, it is looked for the folder in the data folder alone.
-    pub async fn keep_current(&self, worker: &Worker, clock: &Clock) {
+    pub async fn keep_current(self: &Arc<Self>, worker: &Worker, clock: &Clock) {
         loop {
             worker.idle_for(LOOK);
             clock.sleep(LOOK).await;
-            if self.has_changed() {
+            let files = self.clone();
+            if blocking(move || files.has_changed()).await {
                 worker.works_on("reading registrations");
                 self.load_and_say().await;
                 worker.done(1);
