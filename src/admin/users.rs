@@ -63,11 +63,7 @@ pub async fn password(admin: Arc<Admin>, mut request: Request) -> Result<Respons
     // Not cancelled when the command is interrupted: otherwise sessions made with the old password could stay open after the
     // password has changed.
     let answer = json!({ "user_id": user_id });
-    unbroken(async move {
-        admin.users.set_password(&user_id, &password).await?;
-        admin.users.logout_all(&user_id, None).await
-    })
-    .await?;
+    unbroken(async move { admin.users.replace_password(&user_id, &password).await }).await?;
     Ok(Response::json(&answer))
 }
 
