@@ -716,22 +716,33 @@ struct Passed {
     events: Vec<String>,
 }
 
+/// Looks for it; no further than what is told at once.
 fn passing(told: &dyn Told, get: &Read, service: &Service, typing: u64, presence: u64) -> store::Result<Passed> {
-    let mut events = Vec::new();
+    let (mut events, mut bytes) = (Vec::new(), 0);
     let (typing, rooms) = told.typing(typing);
     for num in rooms.unwrap_or_default() {
+        if bytes >= next::EPHEMERAL_BYTES_MAX {
+            break;
+        }
         if next::concerns_room(get, service, num)? {
             let ids: Vec<String> =
                 told.typists(num).into_iter().map(|user| user::id_of(get, user)).collect::<store::Result<_>>()?;
             let room_id = room::get_of(get, num)?.id;
             let content = serde_json::json!({ "user_ids": ids });
-            events.push(serde_json::json!({ "type": "m.typing", "room_id": room_id, "content": content }).to_string());
+            let event = serde_json::json!({ "type": "m.typing", "room_id": room_id, "content": content }).to_string();
+            bytes += event.len();
+            events.push(event);
         }
     }
     let (presence, users) = told.presence(presence);
     for user in users {
+        if bytes >= next::EPHEMERAL_BYTES_MAX {
+            break;
+        }
         if next::shares(get, service, user)? {
-            events.push(told.presence_event(get, user)?);
+            let event = told.presence_event(get, user)?;
+            bytes += event.len();
+            events.push(event);
         }
     }
     Ok(Passed { typing, presence, events })
