@@ -15,7 +15,7 @@ pub async fn protocols(client: Arc<Client>, request: Request) -> Result<Response
     asking(&client, &request).await?;
     let (all, paid) = client.users.services().protocols(None).await;
     let all: Map<String, Value> = all.into_iter().collect();
-    Ok(paid_by(Response::json(&Value::Object(all)), paid))
+    Ok(paid_by(serde_json::to_vec(&all).map_err(ErrorResponse::internal)?, paid))
 }
 
 /// GET /_matrix/client/v3/thirdparty/protocol/{protocol}
@@ -25,7 +25,7 @@ pub async fn protocol(client: Arc<Client>, request: Request) -> Result<Response,
     asking(&client, &request).await?;
     let (mut all, paid) = client.users.services().protocols(Some(request.param("protocol"))).await;
     match all.pop() {
-        Some((_, told)) => Ok(paid_by(Response::json(&told), paid)),
+        Some((_, told)) => Ok(paid_by(serde_json::to_vec(&told).map_err(ErrorResponse::internal)?, paid)),
         None => Err(ErrorResponse::not_found("No bridge of this server has this protocol").into()),
     }
 }
@@ -56,15 +56,15 @@ async fn found(client: &Client, request: &Request, kind: ThirdParty, by: &'stati
     let query =
         form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs.filter(|(name, _)| !own(name))).finish();
     let (list, paid) = client.users.services().third_party(kind, protocol, &query).await;
-    Ok(paid_by(Response::json_bytes(StatusCode::OK, list), paid))
+    Ok(paid_by(list, paid))
 }
 
-/// What the services said is paid for until the app has it.
-fn paid_by(answer: Response, grant: Option<Grant>) -> Response {
-    match grant {
-        Some(grant) => answer.paid_by(grant),
-        None => answer,
-    }
+/// The answer, which is paid for until the app has it. What it was made from is gone, and of the grant no more stays than it needs.
+fn paid_by(text: Vec<u8>, grant: Option<Grant>) -> Response {
+    let Some(mut grant) = grant else { return Response::json_bytes(StatusCode::OK, text) };
+    let spare = grant.bytes().saturating_sub(text.len() as u64);
+    grant.shrink(spare);
+    Response::charged(StatusCode::OK, "application/json", text, grant)
 }
 
 /// Each of these makes this server ask the services.
