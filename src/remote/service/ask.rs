@@ -26,6 +26,8 @@ const ASK_TIME: Duration = Duration::from_secs(10);
 /// A name that no service wanted to make is not asked for again for so long; of the last ones that is kept.
 const UNMADE_MS: u64 = 10_000;
 const UNMADE_MAX: usize = 128;
+/// A service that answered such a question with an error is not asked to make anything for so long.
+const ILL_MS: u64 = 1_000;
 /// The answer about a network: protocols have icons as URLs and a dozen fields.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// An item of a list that is read in place: where it is, in a list that doubles.
@@ -96,6 +98,11 @@ impl Services {
 
     async fn ask_to_make(&self, concerns: impl Fn(&Registration) -> bool, kind: &str, name: &str) -> Asked {
         for service in self.list().iter().filter(|service| service.url.is_some() && concerns(service)) {
+            // Whoever asks for many names neither fills the log nor waits for a dead service with each.
+            let pause = |ms: u64| service.no_makes_until_ms.store(self.0.clock.now_ms() + ms, Relaxed);
+            if service.no_makes_until_ms.load(Relaxed) > self.0.clock.now_ms() {
+                continue;
+            }
             let name = part(name);
             let (new, old) = (format!("/_matrix/app/v1/{kind}/{name}"), format!("/{kind}/{name}"));
             match self.either(service, Method::GET, (&new, &old), Bytes::new(), MAKE_TIME).await {
@@ -104,9 +111,13 @@ impl Services {
                 Ok(answered) => {
                     let says = answered.says(service);
                     tracing::warn!("the application service {} was asked for {name}: {says}", service.id);
+                    pause(ILL_MS);
                 }
                 Err(failed) => {
                     tracing::warn!("the application service {} was asked for {name} and {failed}", service.id);
+                    if !matches!(failed, WebFailed::Refused(_)) {
+                        pause(ASK_TIME.as_millis() as u64);
+                    }
                 }
             }
         }

@@ -50,6 +50,8 @@ pub struct Service {
     /// Until when it is not asked for keys.
     no_claims_until_ms: AtomicU64,
     no_queries_until_ms: AtomicU64,
+    /// Until when it is not asked to make users and rooms, after it could not be.
+    no_makes_until_ms: AtomicU64,
     /// It was heard of: what failed is to be tried again now.
     poked: AtomicBool,
 }
@@ -72,6 +74,7 @@ impl Service {
             old_paths_until_ms: none(),
             no_claims_until_ms: none(),
             no_queries_until_ms: none(),
+            no_makes_until_ms: none(),
             poked: AtomicBool::new(false),
         }
     }
@@ -160,6 +163,7 @@ impl Services {
     /// Notes that a service can be reached: what failed is to be tried again now.
     pub fn poke(&self, service: &Service) {
         service.poked.store(true, Relaxed);
+        service.no_makes_until_ms.store(0, Relaxed);
         self.0.changed.send_modify(|count| *count += 1);
     }
 
