@@ -26,7 +26,9 @@ const ASK_TIME: Duration = Duration::from_secs(10);
 /// A name that no service wanted to make is not asked for again for so long; of the last ones that is kept.
 const UNMADE_MS: u64 = 10_000;
 const UNMADE_MAX: usize = 128;
-/// A service that answered such a question with an error is not asked to make anything for so long.
+/// A service that could not be reached is asked nothing that people look up for so long; one that answered the question to make
+/// something with an error, for less.
+const AWAY_MS: u64 = 10_000;
 const ILL_MS: u64 = 1_000;
 /// The answer about a network: protocols have icons as URLs and a dozen fields.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
@@ -99,8 +101,8 @@ impl Services {
     async fn ask_to_make(&self, concerns: impl Fn(&Registration) -> bool, kind: &str, name: &str) -> Asked {
         for service in self.list().iter().filter(|service| service.url.is_some() && concerns(service)) {
             // Whoever asks for many names neither fills the log nor waits for a dead service with each.
-            let pause = |ms: u64| service.no_makes_until_ms.store(self.0.clock.now_ms() + ms, Relaxed);
-            if service.no_makes_until_ms.load(Relaxed) > self.0.clock.now_ms() {
+            let pause = |ms: u64| service.away_until_ms.store(self.0.clock.now_ms() + ms, Relaxed);
+            if service.is_away(self.0.clock.now_ms()) {
                 continue;
             }
             let name = part(name);
@@ -115,9 +117,10 @@ impl Services {
                 }
                 Err(failed) => {
                     tracing::warn!("the application service {} was asked for {name} and {failed}", service.id);
-                    if !matches!(failed, WebFailed::Refused(_)) {
-                        pause(ASK_TIME.as_millis() as u64);
-                    }
+                    pause(match failed {
+                        WebFailed::Unreachable { .. } => AWAY_MS,
+                        _ => ILL_MS,
+                    });
                 }
             }
         }
@@ -210,6 +213,9 @@ impl Services {
     }
 
     async fn told(&self, service: &Service, kind: &str, name: &str, query: &str) -> Option<Answered> {
+        if service.is_away(self.0.clock.now_ms()) {
+            return None;
+        }
         let name = if name.is_empty() { String::new() } else { format!("/{}", part(name)) };
         let query = if query.is_empty() { String::new() } else { format!("?{query}") };
         let mut last = None;
@@ -223,6 +229,10 @@ impl Services {
                     break;
                 }
                 Err(failed) => {
+                    // The other protocols of a dead service are not waited for.
+                    if matches!(failed, WebFailed::Unreachable { .. }) {
+                        service.away_until_ms.store(self.0.clock.now_ms() + AWAY_MS, Relaxed);
+                    }
                     last = Some(failed.to_string());
                     break;
                 }
