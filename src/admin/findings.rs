@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Admin, error::Error};
+use super::{Admin, Registered, error::Error};
 use crate::backup;
 use crate::base::{Doing, Status, Workers, blocking, bounded, caught, date, span};
 use crate::budget::{Account, WhenEmpty};
@@ -66,7 +66,9 @@ const FAILED_LATELY_MS: u64 = 24 * 3_600_000;
 const RESTORED_LATELY_MS: u64 = 7 * 24 * 3_600_000;
 /// Characters of a worker's error.
 const ERROR_CHARS_MAX: usize = 200;
-/// Accounts named in one sentence.
+/// Characters of what is wrong with a registration, which says what to do.
+const REGISTRATION_CHARS_MAX: usize = 500;
+/// Accounts named in one sentence, and registrations of which something is said.
 const NAMED_MAX: usize = 4;
 /// Reports that are counted; beyond them it is "many".
 const REPORTS_MAX: usize = 100;
@@ -79,6 +81,7 @@ pub async fn findings(admin: &Arc<Admin>) -> Vec<Finding> {
         found.extend(workers(&below.workers, below.clock.now_ms()));
         found.extend(memory(below.budget.accounts()));
         found.extend(certificates(&below));
+        found.extend(services(&below.registrations.list()));
         found.extend(below.backups.status().map(|status| backups(&status, below.clock.now_ms())).unwrap_or_default());
         found
     });
@@ -179,6 +182,16 @@ fn memory(accounts: &[Account]) -> Vec<Finding> {
             named.join(", ")
         ),
     )]
+}
+
+/// Registrations of application services with something wrong in them.
+fn services(registered: &[Registered]) -> Vec<Finding> {
+    let wrong = registered.iter().filter_map(|row| Some((&row.file, row.error.as_ref()?)));
+    let said = wrong.take(NAMED_MAX).map(|(file, why)| {
+        let why = bounded(why, REGISTRATION_CHARS_MAX);
+        Finding::warning("appservice", format!("Application service {file}: {why}."))
+    });
+    said.collect()
 }
 
 /// Certificates that end soon, and why there is none. What is asked for and not refused yet is no finding.

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, addresses::PASSWORD_PATH, error::Error, page};
+use crate::base::unbroken;
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::user::{Account, New, Standing};
@@ -59,9 +60,11 @@ struct Password {
 pub async fn password(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let user_id = named(&admin, &request)?;
     let Password { password } = request.json().await?;
-    admin.users.set_password(&user_id, &password).await?;
-    admin.users.logout_all(&user_id, None).await?;
-    Ok(Response::json(&json!({ "user_id": user_id })))
+    // Not cancelled when the command is interrupted: otherwise sessions made with the old password could stay open after the
+    // password has changed.
+    let answer = json!({ "user_id": user_id });
+    unbroken(async move { admin.users.replace_password(&user_id, &password).await }).await?;
+    Ok(Response::json(&answer))
 }
 
 #[derive(Deserialize)]

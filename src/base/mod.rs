@@ -6,7 +6,7 @@
 //! can hand in their own. Names no other part.
 //!
 //! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
-//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `small_file.rs`, `private.rs`.
+//! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `hex.rs`, `small_file.rs`, `private.rs`.
 
 #[cfg(test)]
 pub mod any_bytes;
@@ -15,6 +15,7 @@ mod chunks;
 mod clock;
 mod date;
 mod fold;
+mod hex;
 mod keyed_lock;
 mod lane;
 mod live;
@@ -33,6 +34,7 @@ pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comm
 pub use clock::{Clock, Deadline, EARLIEST_MS, StopWatch};
 pub use date::{date, span, timestamp};
 pub use fold::fold;
+pub use hex::unhex;
 pub use keyed_lock::{KeyedGuard, KeyedLock};
 pub use lane::Lane;
 pub use live::Live;

@@ -1,8 +1,6 @@
 //! `snug appservice`.
 
-use std::fs::{DirBuilder, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::Read;
 use std::path::Path;
 
 use serde_json::json;
@@ -11,6 +9,7 @@ use super::admin_socket::Local;
 use super::arguments::ServiceCommand;
 use super::{load, print, text, with_local};
 use crate::base::Random;
+use crate::base::private::{make_folder, write_secret};
 use crate::config::{Config, Overrides};
 use crate::remote::service::{BYTES_MAX, Registration};
 use crate::serve;
@@ -72,12 +71,8 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
     serve::check_owner(&config.data_dir).map_err(|error| error.to_string())?;
     let wrong = |error: std::io::Error| format!("{}: {error}", file.display());
     let (text, name) = match file == Path::new("-") {
-        true => {
-            let mut text = String::new();
-            std::io::stdin().lock().take(BYTES_MAX as u64 + 1).read_to_string(&mut text).map_err(wrong)?;
-            (text, "standard input".to_owned())
-        }
-        false => (std::fs::read_to_string(file).map_err(wrong)?, file.display().to_string()),
+        true => (read_some(std::io::stdin().lock()).map_err(wrong)?, "standard input".to_owned()),
+        false => (std::fs::File::open(file).and_then(read_some).map_err(wrong)?, file.display().to_string()),
     };
     let registration = Registration::read(&text, &config.server_name).map_err(|wrong| format!("{name}: {wrong}"))?;
     for other in files::read_all(config) {
@@ -86,6 +81,10 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
         if read.id == registration.id && other.file != here {
             return Err(format!("{} is registered already, by {}", read.id, other.file.display()));
         }
+        if read.id != registration.id && other.file == here {
+            let (file, other, id) = (here.display(), &read.id, &registration.id);
+            return Err(format!("{name}: id: {id} would be kept in {file}, as {other} is: give it another id"));
+        }
         if read.id != registration.id && read.as_token == registration.as_token {
             return Err(format!("{name}: as_token: {} has the same one", other.file.display()));
         }
@@ -93,14 +92,17 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
     let folder = files::folder(&config.data_dir);
     let to = folder.join(files::file_name(&registration.id));
     let failed = |error: std::io::Error| format!("{}: {error}", to.display());
-    DirBuilder::new().recursive(true).mode(0o700).create(&folder).map_err(failed)?;
     // Written aside and renamed: the server may read it at any time.
-    let aside = to.with_extension("new");
-    let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
-    let written = written.and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()));
-    written.and_then(|()| std::fs::rename(&aside, &to)).map_err(failed)?;
+    make_folder(&folder).and_then(|()| write_secret(&to, &text)).map_err(failed)?;
     print(&format!("{} is registered: {}\n", registration.id, to.display()));
     reload(config)
+}
+
+/// As much as a registration may have, and a byte more.
+fn read_some(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(BYTES_MAX as u64 + 1).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn remove(config: &Config, id: &str) -> Result<(), String> {

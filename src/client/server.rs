@@ -23,7 +23,6 @@ pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response,
     let features = json!({
         "com.beeper.msc4169": true,
         "fi.mau.msc2659.stable": true,
-        "io.element.msc4190": true,
         "com.beeper.msc4446": true,
         "computer.gingershaped.msc4466": true,
         "fi.mau.msc2815": client.rooms.redacted_kept_ms() > 0,

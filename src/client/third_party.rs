@@ -6,14 +6,16 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{Client, Error, auth, rates};
-use crate::http::{ErrorResponse, Request, Response};
+use crate::budget::Grant;
+use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::ThirdParty;
 
 /// GET /_matrix/client/v3/thirdparty/protocols
 pub async fn protocols(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     asking(&client, &request).await?;
-    let all: Map<String, Value> = client.users.services().protocols(None).await.into_iter().collect();
-    Ok(Response::json(&Value::Object(all)))
+    let (all, paid) = client.users.services().protocols(None).await;
+    let all: Map<String, Value> = all.into_iter().collect();
+    Ok(paid_by(serde_json::to_vec(&all).map_err(ErrorResponse::internal)?, paid))
 }
 
 /// GET /_matrix/client/v3/thirdparty/protocol/{protocol}
@@ -21,8 +23,9 @@ pub async fn protocols(client: Arc<Client>, request: Request) -> Result<Response
 /// 404 `M_NOT_FOUND` when no service of this server has this protocol.
 pub async fn protocol(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     asking(&client, &request).await?;
-    match client.users.services().protocols(Some(request.param("protocol"))).await.pop() {
-        Some((_, told)) => Ok(Response::json(&told)),
+    let (mut all, paid) = client.users.services().protocols(Some(request.param("protocol"))).await;
+    match all.pop() {
+        Some((_, told)) => Ok(paid_by(serde_json::to_vec(&told).map_err(ErrorResponse::internal)?, paid)),
         None => Err(ErrorResponse::not_found("No bridge of this server has this protocol").into()),
     }
 }
@@ -52,8 +55,16 @@ async fn found(client: &Client, request: &Request, kind: ThirdParty, by: &'stati
     let pairs = form_urlencoded::parse(request.raw_query().unwrap_or_default().as_bytes());
     let query =
         form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs.filter(|(name, _)| !own(name))).finish();
-    let list = client.users.services().third_party(kind, protocol, &query).await;
-    Ok(Response::json(&list))
+    let (list, paid) = client.users.services().third_party(kind, protocol, &query).await;
+    Ok(paid_by(list, paid))
+}
+
+/// The answer, which is paid for until the app has it. What it was made from is gone, and of the grant no more stays than it needs.
+fn paid_by(text: Vec<u8>, grant: Option<Grant>) -> Response {
+    let Some(mut grant) = grant else { return Response::json_bytes(StatusCode::OK, text) };
+    let spare = grant.bytes().saturating_sub(text.len() as u64);
+    grant.shrink(spare);
+    Response::charged(StatusCode::OK, "application/json", text, grant)
 }
 
 /// Each of these makes this server ask the services.

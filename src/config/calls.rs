@@ -46,7 +46,8 @@ pub const SETTINGS: &[Setting] = &[
     optional(
         "turn.login",
         r#"{ username = "snug", password = "a long random word" }"#,
-        "One name and password for everybody, in place of the secret.",
+        "One name and password for everybody, in place of the secret. The relay inside this server then counts what one person \
+         may use by where they are, since it cannot tell people apart.",
         |config, given| {
             let pairs = given.pairs()?;
             let of = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());

@@ -26,13 +26,16 @@ pub const SETTINGS: &[Setting] = &[
     ),
 ];
 
-/// A path of plain characters that no endpoint of Matrix is below.
+/// Below these is what apps and administrators' tools ask.
+const TAKEN: [&str; 2] = ["_matrix", "_synapse"];
+
+/// A path of plain characters that no endpoint for apps is below.
 fn path(text: &str) -> Result<String, String> {
     let bare = text.trim_matches('/');
     let is_plain = |part: &str| {
         !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'~')
     };
-    let is_taken = |part: &str| part == "_matrix";
+    let is_taken = |part: &str| TAKEN.contains(&part);
     if !text.starts_with('/') || bare.len() > 100 || !bare.split('/').all(is_plain) || bare.split('/').any(is_taken) {
         return Err(format!("{text:?} is not a path of its own such as \"/_snug/\""));
     }
@@ -48,7 +51,7 @@ mod tests {
         for (text, kept) in [("/_snug/", "/_snug/"), ("/my/server", "/my/server/")] {
             assert_eq!(path(text).unwrap(), kept);
         }
-        for wrong in ["", "/", "snug", "/a b/", "/a//b/", "/_matrix/x/", "/{x}/", "/../", "/a?b"] {
+        for wrong in ["", "/", "snug", "/a b/", "/a//b/", "/_matrix/x/", "/_synapse/", "/{x}/", "/../", "/a?b"] {
             path(wrong).unwrap_err();
         }
     }

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::Names;
+use super::{LABEL_BYTES_MAX, Names};
 
 pub const MESSAGE_BYTES_MAX: usize = 1500;
 /// Questions and records of one message that are looked at.
@@ -336,7 +336,7 @@ fn writing_question<'n>(asked: &Asked, names: &'n Names) -> Vec<&'n str> {
 
 fn put_name(out: &mut Vec<u8>, name: &[&str]) {
     for label in name {
-        let label = &label.as_bytes()[..label.len().min(63)];
+        let label = &label.as_bytes()[..label.len().min(LABEL_BYTES_MAX)];
         out.push(label.len() as u8);
         out.extend_from_slice(label);
     }

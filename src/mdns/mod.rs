@@ -39,6 +39,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 const ANSWERS_RATE: u32 = 20;
 /// Numbers tried behind the name.
 const NUMBERS_MAX: u32 = 99;
+/// Of one part of a name, as DNS has it.
+pub const LABEL_BYTES_MAX: usize = 63;
 /// Networks of one machine.
 pub const NETWORKS_MAX: usize = 8;
 
@@ -81,7 +83,7 @@ impl Names {
         Names {
             wished: host.to_owned(),
             number: 1,
-            host: host.to_owned(),
+            host: label(host, ""),
             instance: instance(server_name, ""),
             server_name: server_name.to_owned(),
             path: path.to_owned(),
@@ -100,18 +102,23 @@ impl Names {
     /// Another name, since somebody has this one.
     fn next(&mut self) {
         self.number = if self.number < NUMBERS_MAX { self.number + 1 } else { 2 };
-        self.host = format!("{}-{}", self.wished, self.number);
+        self.host = label(&self.wished, &format!("-{}", self.number));
         self.instance = instance(&self.server_name, &format!(" ({})", self.number));
     }
 }
 
-/// What people see in a list: at most 63 bytes, as a label may have.
+/// What people see in a list.
 fn instance(server_name: &str, behind: &str) -> String {
-    let mut instance = format!("Snug on {server_name}");
-    while instance.len() + behind.len() > 63 {
-        instance.pop();
+    label(&format!("Snug on {server_name}"), behind)
+}
+
+/// A text as a label, with something short behind it.
+fn label(text: &str, behind: &str) -> String {
+    let mut label = text.to_owned();
+    while label.len() + behind.len() > LABEL_BYTES_MAX {
+        label.pop();
     }
-    instance + behind
+    label + behind
 }
 
 /// The responder.
@@ -338,6 +345,20 @@ fn shared_socket() -> io::Result<std::net::UdpSocket> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The name was cut when it was written and whole when it was looked for, so that with a number behind it it was the same
+    /// on the wire as before.
+    #[test]
+    fn a_long_name_with_a_number_is_another_one() {
+        let mut names = Names::new(&"a".repeat(LABEL_BYTES_MAX), "here.test", "/", 8008);
+        let first = names.host()[0].to_owned();
+        names.next();
+        assert_eq!((first.len(), names.host()[0].len()), (LABEL_BYTES_MAX, LABEL_BYTES_MAX));
+        assert!(names.host()[0].ends_with("a-2"), "{}", names.host()[0]);
+        names.wished = "a".repeat(100);
+        names.next();
+        assert_eq!(names.host()[0], format!("{}-3", "a".repeat(61)));
+    }
 
     #[test]
     fn who_repeats_our_words_is_no_rival() {

@@ -1,5 +1,6 @@
 //! What is asked of the relay: an address seen, an allocation, more time for it, permissions, channels.
 
+use std::borrow::Cow;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Notify;
 
 use super::message::{Class, Key, MESSAGE_BYTES_MAX, Message, USERNAME_BYTES_MAX, Writer, attribute, method};
-use super::table::{ALLOCATION_BYTES, Allocation, Client, Full, Place, State};
+use super::table::{ALLOCATION_BYTES, Allocation, Client, Full, Place, State, Unbound};
 use super::way::Way;
 use super::{Inner, Login};
 
@@ -64,8 +65,8 @@ const CAPACITY: No = (508, "Insufficient Capacity");
 /// Who asks.
 struct Caller<'a> {
     username: &'a str,
-    /// Whose name that is: without the time of its end.
-    user: &'a str,
+    /// Whose name that is: without the time of its end. Where all have the same name, where they are.
+    user: Cow<'a, str>,
     key: Key,
 }
 
@@ -140,22 +141,25 @@ impl Inner {
         if !self.is_nonce(nonce, ip) {
             return Err(STALE);
         }
-        let (user, password) = self.password(username).ok_or(UNPROVEN)?;
+        let (user, password) = self.password(username, ip).ok_or(UNPROVEN)?;
         let key = Key::of(username, &self.parts.realm, &password);
         let is_right = realm == self.parts.realm && request.is_signed_with(&key);
         if is_right { Ok(Caller { username, user, key }) } else { Err(UNPROVEN) }
     }
 
     /// Whose name this is, and the password with it; none when it has ended.
-    fn password<'a>(&self, username: &'a str) -> Option<(&'a str, String)> {
-        match &self.parts.login {
-            Login::Fixed { username: known, password } => (username == known).then(|| (username, password.clone())),
+    fn password<'a>(&self, username: &'a str, ip: IpAddr) -> Option<(Cow<'a, str>, String)> {
+        let login = self.parts.login.get();
+        match &*login {
+            Login::Fixed { username: known, password } => {
+                (username == known).then(|| (Cow::Owned(household(ip)), password.clone()))
+            }
             Login::Secret(secret) => {
                 let (until_s, user) = username.split_once(':').unwrap_or((username, ""));
                 let is_over = until_s.parse::<u64>().ok()? < self.parts.clock.now_ms() / 1000;
                 let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, secret.as_bytes());
                 let password = || STANDARD.encode(hmac::sign(&key, username.as_bytes()));
-                (!is_over).then(|| (user, password()))
+                (!is_over).then(|| (Cow::Borrowed(user), password()))
             }
         }
     }
@@ -243,9 +247,10 @@ impl Inner {
                 let number = u16::try_from(number).ok().filter(|number| CHANNELS.contains(number)).ok_or(BAD)?;
                 let place = self.place(&allocation, peer.ip())?;
                 let mut state = allocation.state();
-                if !state.bind(number, peer, now) {
-                    return Err(BAD);
-                }
+                state.bind(number, peer, now).map_err(|why| match why {
+                    Unbound::Taken => BAD,
+                    Unbound::Full => CAPACITY,
+                })?;
                 if state.permit(peer.ip(), place, now) { Ok(Done::Nothing) } else { Err(CAPACITY) }
             }
             _ => Err(BAD),
@@ -276,8 +281,8 @@ impl Inner {
         let seen_at = self.relayed_ip(is_v6, client.1).ok_or(FAMILY)?;
         let bucket = {
             let table = self.table.lock();
-            table.has_place(&client, caller.user, way.is_stream()).map_err(no_place)?;
-            table.bucket_of(caller.user)
+            table.has_place(&client, &caller.user, way.is_stream()).map_err(no_place)?;
+            table.bucket_of(&caller.user)
         };
         let charge = self.charge(ALLOCATION_BYTES).ok_or(CAPACITY)?;
         let socket = self.socket(is_v6, even.is_some()).ok_or(CAPACITY)?;
@@ -287,7 +292,7 @@ impl Inner {
             client,
             way: way.clone(),
             username: caller.username.into(),
-            user: caller.user.into(),
+            user: Arc::from(&*caller.user),
             bucket,
             socket,
             relayed: SocketAddr::new(seen_at, port),
@@ -297,7 +302,7 @@ impl Inner {
             _charge: charge,
         });
         self.table.lock().put(allocation.clone()).map_err(no_place)?;
-        tracing::debug!(user = caller.user, relayed = %allocation.relayed, "an allocation of the relay");
+        tracing::debug!(user = %caller.user, relayed = %allocation.relayed, "an allocation of the relay");
         let answer = Done::Allocated(allocation.relayed, lifetime_s);
         tokio::spawn(self.clone().carry(allocation));
         Ok(answer)
@@ -378,6 +383,17 @@ fn refusal<'b>(answer: Writer<'b>, no: No, request: &Message<'_>) -> Writer<'b> 
     answer.attribute(attribute::UNKNOWN_ATTRIBUTES, &numbers[..length])
 }
 
+/// Who cannot be told apart by a name is by the network at home: an address of IPv4, a /64 of IPv6.
+fn household(ip: IpAddr) -> String {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).to_string()
+        }
+    }
+}
+
 /// A client's address without the form that a socket for both families gives it.
 fn seen(client: SocketAddr) -> SocketAddr {
     SocketAddr::new(client.ip().to_canonical(), client.port())
@@ -408,5 +424,20 @@ fn is_of_a_home(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => ip.is_private() || ip.is_link_local() || matches!(ip.octets(), [100, 64..=127, ..]),
         IpAddr::V6(ip) => ip.is_unique_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// With one name for everybody a second call found the limits of one person used up by the first.
+    #[test]
+    fn who_share_a_name_are_told_apart_by_where_they_are() {
+        let household = |ip: &str| household(ip.parse().unwrap());
+        assert_eq!(household("2001:db8:1:2:3::4"), household("2001:db8:1:2:ffff::9"));
+        assert_ne!(household("2001:db8:1:2::4"), household("2001:db8:1:3::4"));
+        assert_eq!(household("::ffff:192.0.2.7"), household("192.0.2.7"));
+        assert_ne!(household("192.0.2.7"), household("192.0.2.8"));
     }
 }

@@ -28,7 +28,7 @@ use parking_lot::Mutex;
 use ring::hmac;
 use tokio::sync::watch;
 
-use crate::base::{Clock, Random};
+use crate::base::{Clock, Live, Random};
 use crate::budget::{Account, Grant};
 
 use table::{Bucket, Table};
@@ -90,7 +90,7 @@ pub struct Parts {
     pub account: Account,
     /// What credentials are made for: the server's name.
     pub realm: String,
-    pub login: Login,
+    pub login: Live<Login>,
     /// Whether an address has a meaning only inside some network.
     pub is_private: fn(IpAddr) -> bool,
     pub options: Options,
@@ -135,6 +135,11 @@ impl Relay {
     /// Ends all that is relayed.
     pub fn stop(&self) {
         self.0.stopping.send_replace(true);
+    }
+
+    /// Has people log in otherwise from now on. What goes on under names from before ends when it asks for more time.
+    pub fn set_login(&self, login: Login) {
+        self.0.parts.login.set(login);
     }
 
     /// How many allocations there are.

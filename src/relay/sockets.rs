@@ -155,19 +155,22 @@ impl Inner {
         let way = Way::Stream(queue.clone());
         let mut held = vec![0; MESSAGE_BYTES_MAX];
         let (mut length, mut unproven) = (0, Some(unproven));
-        let began = clock.instant();
+        // Since when there is no allocation.
+        let mut idle_since = clock.instant();
         loop {
             let known = self.table.lock().by_client.get(&client).cloned();
             let until = known.map(|allocation| allocation.state().until);
-            let patience = match (&unproven, until) {
-                (Some(_), _) => (began + UNPROVEN).saturating_sub(clock.instant()),
+            let patience = match until {
                 // It asks for more time before its allocation ends.
-                (None, Some(until)) => until.saturating_sub(clock.instant()) + UNPROVEN,
-                // It has given its allocation back.
-                (None, None) => UNPROVEN,
+                Some(until) => until.saturating_sub(clock.instant()) + UNPROVEN,
+                None => (idle_since + UNPROVEN).saturating_sub(clock.instant()),
             };
+            // Who sends without a pause is never waited for, and would otherwise stay for ever.
+            if patience.is_zero() {
+                return None;
+            }
             let read = tokio::select! {
-                read = clock.timeout(patience, reader.read(&mut held[length..])) => read?.ok()?,
+                read = clock.timeout(patience, reader.read(&mut held[length..])) => Some(read?.ok()?),
                 waiting = queue.take() => {
                     // Each message is a TLS record of its own, since coturn's client reads one message a record.
                     let mut rest = &waiting[..];
@@ -178,9 +181,13 @@ impl Inner {
                         rest = after;
                     }
                     clock.timeout(WRITE, writer.flush()).await?.ok()?;
-                    continue;
+                    None
                 }
             };
+            if until.is_some() {
+                idle_since = clock.instant();
+            }
+            let Some(read) = read else { continue };
             if read == 0 {
                 return None;
             }

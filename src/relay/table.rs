@@ -103,6 +103,15 @@ pub enum Full {
     User,
 }
 
+/// Why a peer gets no number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unbound {
+    /// The number or the peer belongs to another.
+    Taken,
+    /// There are too many.
+    Full,
+}
+
 /// A port here through which a client sends and receives.
 pub struct Allocation {
     pub client: Client,
@@ -185,22 +194,22 @@ impl State {
         Some(if found.is_own { Place::Here } else { Place::Outside })
     }
 
-    /// Gives a peer a number. False when either belongs to another, or there are too many.
-    pub fn bind(&mut self, number: u16, peer: SocketAddr, now: Duration) -> bool {
+    /// Gives a peer a number.
+    pub fn bind(&mut self, number: u16, peer: SocketAddr, now: Duration) -> Result<(), Unbound> {
         self.channels.retain(|known| known.until > now);
         let channel = Channel { number, peer, until: now + CHANNEL };
         if let Some(known) = self.channels.iter_mut().find(|known| known.number == number || known.peer == peer) {
-            let is_same = known.number == number && known.peer == peer;
-            if is_same {
-                *known = channel;
+            if known.number != number || known.peer != peer {
+                return Err(Unbound::Taken);
             }
-            return is_same;
+            *known = channel;
+            return Ok(());
         }
-        let has_room = self.channels.len() < CHANNELS_MAX;
-        if has_room {
-            self.channels.push(channel);
+        if self.channels.len() >= CHANNELS_MAX {
+            return Err(Unbound::Full);
         }
-        has_room
+        self.channels.push(channel);
+        Ok(())
     }
 
     pub fn peer_of(&self, number: u16, now: Duration) -> Option<SocketAddr> {
@@ -256,15 +265,19 @@ mod tests {
         assert!(state.permit(peer.ip(), Place::Outside, at(0)));
         assert_eq!(state.permitted(peer.ip(), at(299)), Some(Place::Outside));
         assert_eq!(state.permitted(peer.ip(), at(300)), None);
-        assert!(state.bind(0x4000, peer, at(0)) && state.bind(0x4000, peer, at(500)));
-        assert!(!state.bind(0x4001, peer, at(500)) && !state.bind(0x4000, "192.0.2.1:8".parse().unwrap(), at(500)));
+        assert_eq!((state.bind(0x4000, peer, at(0)), state.bind(0x4000, peer, at(500))), (Ok(()), Ok(())));
+        let other: SocketAddr = "192.0.2.1:8".parse().unwrap();
+        let both = (state.bind(0x4001, peer, at(500)), state.bind(0x4000, other, at(500)));
+        assert_eq!(both, (Err(Unbound::Taken), Err(Unbound::Taken)));
         assert_eq!((state.peer_of(0x4000, at(1_099)), state.channel_of(peer, at(1_099))), (Some(peer), Some(0x4000)));
         assert_eq!((state.peer_of(0x4000, at(1_100)), state.channel_of(peer, at(1_100))), (None, None));
         let given = (0..200u32).filter(|n| state.permit(IpAddr::from(n.to_be_bytes()), Place::Here, at(2_000))).count();
         assert_eq!(given, PERMISSIONS_MAX);
         assert!(state.permit(IpAddr::from([0, 0, 0, 1]), Place::Here, at(2_001)), "a known one is renewed");
-        let bound = |n: &u16| state.bind(0x4000 + n, SocketAddr::new(peer.ip(), 1000 + n), at(2_000));
-        assert_eq!((0..200).filter(bound).count(), CHANNELS_MAX);
+        let bind = |n: u16| state.bind(0x4000 + n, SocketAddr::new(peer.ip(), 1000 + n), at(2_000));
+        let bound: Vec<_> = (0..200).map(bind).collect();
+        assert!(bound[..CHANNELS_MAX].iter().all(Result::is_ok));
+        assert!(bound[CHANNELS_MAX..].iter().all(|bound| *bound == Err(Unbound::Full)));
     }
 
     #[test]

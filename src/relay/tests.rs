@@ -29,7 +29,7 @@ fn relay(options: Options, is_private: fn(IpAddr) -> bool) -> Relay {
         random: Random::seeded(1),
         account: budget.account("relay"),
         realm: "here.test".to_owned(),
-        login: Login::Secret("north".to_owned()),
+        login: Live::new(Login::Secret("north".to_owned())),
         is_private,
         options,
     })
@@ -243,6 +243,35 @@ async fn channels_have_the_numbers_of_both_standards() {
     anna.socket.send_to(&out[..length], to).await.unwrap();
     let heard = ben.hear().await;
     assert!(matches!(read(&heard), Some(Arrived::Channel(0x7ffe, b"hello"))), "{heard:?}");
+    relay.stop();
+}
+
+/// A client with all its channels was told that its request was wrong, and asked again in other words for ever.
+#[tokio::test]
+async fn one_channel_too_many_is_for_want_of_room() {
+    let relay = relay(ports(), is_private);
+    let to = open(&relay).await;
+    let mut phone = Phone::at(to).await;
+    phone.allocate().await;
+    for count in 0..=table::CHANNELS_MAX as u16 {
+        let peer = SocketAddr::new([192, 88, 100, 1].into(), 1000 + count);
+        let error = if usize::from(count) < table::CHANNELS_MAX { 0 } else { 508 };
+        assert_eq!(phone.bind(0x4000 + count, peer).await, error, "{count}");
+    }
+    relay.stop();
+}
+
+/// A secret that has got out was good until the next start, whatever the settings said.
+#[tokio::test]
+async fn another_secret_is_in_force_at_once() {
+    let relay = relay(ports(), is_private);
+    let to = open(&relay).await;
+    let mut phone = Phone::at(to).await;
+    phone.allocate().await;
+    relay.set_login(Login::Secret("south".to_owned()));
+    assert_eq!(phone.permit("192.88.100.1:9").await, 401);
+    relay.set_login(Login::Secret("north".to_owned()));
+    assert_eq!(phone.permit("192.88.100.1:9").await, 0);
     relay.stop();
 }
 

@@ -14,7 +14,7 @@ use crate::matrix::json;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self, Room, Status, event, member, user_room};
 use crate::store::tables::user::{self, device};
-use crate::store::{Get, Read, RoomNum, UserNum};
+use crate::store::{self, Get, Read, RoomNum, UserNum};
 
 /// Characters of a text by which rooms are put in order.
 const ORDER_CHARS: usize = 48;
@@ -174,26 +174,18 @@ impl Rooms {
 
     /// The ids of a room's joined members, as `{"members": […], "total": …}`. `NotFound` when it is not known here.
     pub async fn list_members(&self, room_id: &RoomId) -> Result<impl Chunks> {
-        let (rooms, of) = (self.clone(), room_id.to_owned());
-        let (read, room) = base::blocking(move || {
-            let read = rooms.read()?;
-            let room = state::known(&read, of.as_str())?;
-            Ok::<_, Error>((read, room))
-        })
-        .await?;
+        let of = room_id.to_owned();
+        let num = self.reading(move |_, read| Ok(state::known(read, of.as_str())?.num)).await?;
+        let rooms = self.clone();
         Ok(base::written(async move |pen| {
             let (mut after, mut first, mut total) = (None, true, 0u64);
             pen.text("{\"members\":[");
             loop {
-                let mut page: Vec<UserNum> = Vec::new();
-                member::list(&read, room.num, Membership::Join, after, &mut |user, _| {
-                    page.push(user);
-                    Ok(if page.len() < MEMBERS_A_READ { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
-                })?;
-                let Some(last) = page.last() else { break };
-                after = Some(*last);
-                for user in page {
-                    let id = serde_json::to_vec(&user::id_of(&read, user)?)?;
+                let (last, page) = rooms.some_members(num, after)?;
+                let Some(last) = last else { break };
+                after = Some(last);
+                for id in page {
+                    let id = serde_json::to_vec(&id)?;
                     pen.with(|out| {
                         base::comma(out, &mut first);
                         out.extend_from_slice(&id);
@@ -207,22 +199,33 @@ impl Rooms {
         }))
     }
 
+    /// The ids of the next members, and the last of them. Each part is a read of its own: nobody who takes the list slowly keeps
+    /// the database from using its pages again.
+    fn some_members(&self, room: RoomNum, after: Option<UserNum>) -> Result<(Option<UserNum>, Vec<String>)> {
+        let (read, mut page) = (self.read()?, Vec::new());
+        member::list(&read, room, Membership::Join, after, &mut |user, _| {
+            page.push(user);
+            Ok(if page.len() < MEMBERS_A_READ { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        let ids = page.iter().map(|user| user::id_of(&read, *user)).collect::<store::Result<_>>()?;
+        Ok((page.last().copied(), ids))
+    }
+
     /// The rooms of a user: those joined as `{"joined_rooms": […], "total": …}`, or with `memberships` all that are known of
     /// as `{"memberships": {…}}`. Of a user of another server, the rooms in which this server is: one lookup for each room here.
     pub async fn list_rooms_of(&self, user_id: &UserId, memberships: bool) -> Result<impl Chunks> {
         let (rooms, of) = (self.clone(), user_id.to_owned());
-        let (read, user, is_local) = base::blocking(move || {
-            let read = rooms.read()?;
-            let user = user::num(&read, of.as_str())?;
-            let is_local = user.map(|user| user::is_local(&read, user)).transpose()?.unwrap_or(false);
-            Ok::<_, Error>((read, user, is_local))
-        })
-        .await?;
+        let found = self.reading(move |_, read| {
+            let user = user::num(read, of.as_str())?;
+            let is_local = user.map(|user| user::is_local(read, user)).transpose()?.unwrap_or(false);
+            Ok((user, is_local))
+        });
+        let (user, is_local) = found.await?;
         Ok(base::written(async move |pen| {
             let (mut after, mut first, mut total) = (None, true, 0u64);
             pen.text(if memberships { "{\"memberships\":{" } else { "{\"joined_rooms\":[" });
             while let Some(user) = user
-                && let Some((num, row, membership)) = next_room(&read, user, is_local, after)?
+                && let Some((num, row, membership)) = next_room(&rooms, user, is_local, after)?
             {
                 after = Some(num);
                 if memberships || membership == Membership::Join {
@@ -293,13 +296,14 @@ impl Rooms {
     }
 }
 
-/// The next room of a user behind `after`, and what the user is in it.
+/// The next room of a user behind `after`, and what the user is in it. A read of its own, as for the members of a room.
 fn next_room(
-    read: &Read,
+    rooms: &Rooms,
     user: UserNum,
     is_local: bool,
     after: Option<RoomNum>,
 ) -> Result<Option<(RoomNum, Room, Membership)>> {
+    let read = &rooms.read()?;
     let mut found = None;
     if is_local {
         user_room::list_mine(read, user, after, &mut |num, mine| {

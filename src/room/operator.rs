@@ -9,7 +9,7 @@ use super::error::Result;
 use super::join::JoinStatus;
 use super::join::admission::{ASKED_ROOMS_MAX, Policy};
 use super::{Rooms, state};
-use crate::base::{blocking, bounded};
+use crate::base::{blocking, bounded, unhex};
 use crate::store::RoomNum;
 use crate::store::tables::hex;
 use crate::store::tables::room::join;
@@ -85,9 +85,8 @@ impl Rooms {
         let (rooms, from) = (self.clone(), from.to_owned());
         blocking(move || {
             let (at, key) = from.split_once('-').unwrap_or(("0", ""));
-            let digit = |at: usize| key.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
-            let key: Vec<u8> = (0..key.len()).step_by(2).map_while(digit).collect();
-            let measured = rooms.0.parts.store.measure((at.parse().unwrap_or(0), key), MEASURED_MAX)?;
+            let place = (at.parse::<usize>().unwrap_or(0), unhex(key).unwrap_or_default());
+            let measured = rooms.0.parts.store.measure(place, MEASURED_MAX)?;
             Ok(measured.map(|found| Disk {
                 table: found.table,
                 rows: found.rows,

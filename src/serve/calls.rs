@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use super::{Failed, Server, failed};
+use crate::base::Live;
 use crate::http::tls::Certificate;
 use crate::relay::{Login, Parts, Relay};
 use crate::remote;
@@ -18,6 +19,34 @@ impl CallWatch for AtLiveKit {
     }
 }
 
+/// The relay of this server, whose ports are open.
+pub struct OpenRelay {
+    relay: Relay,
+    own: OwnRelay,
+    /// Of this run, for settings that have none.
+    secret: String,
+}
+
+impl OpenRelay {
+    /// Has people log in as the settings say now. Answers what apps are told of the relay.
+    pub fn log_in_by(&self, settings: &TurnLogin) -> OwnRelay {
+        let (login, told) = logins(settings, &self.secret);
+        self.relay.set_login(login);
+        OwnRelay { login: told, ..self.own.clone() }
+    }
+}
+
+/// How the relay is logged in at, and what apps are told of that.
+fn logins(settings: &TurnLogin, of_this_run: &str) -> (Login, TurnLogin) {
+    match settings {
+        TurnLogin::Fixed { username, password } => {
+            (Login::Fixed { username: username.clone(), password: password.clone() }, settings.clone())
+        }
+        TurnLogin::Secret(secret) => (Login::Secret(secret.clone()), settings.clone()),
+        TurnLogin::Open => (Login::Secret(of_this_run.to_owned()), TurnLogin::Secret(of_this_run.to_owned())),
+    }
+}
+
 impl Server {
     /// Opens the ports of the relay, when the settings name any, and has apps told of them. Without a secret in the settings
     /// it has one of this run.
@@ -27,17 +56,8 @@ impl Server {
             return Ok(());
         }
         let mut calls = (*self.users.calls()).clone();
-        let (login, told) = match calls.turn.login.clone() {
-            TurnLogin::Fixed { username, password } => {
-                let told = TurnLogin::Fixed { username: username.clone(), password: password.clone() };
-                (Login::Fixed { username, password }, told)
-            }
-            TurnLogin::Secret(secret) => (Login::Secret(secret.clone()), TurnLogin::Secret(secret)),
-            TurnLogin::Open => {
-                let secret = self.random.token(32);
-                (Login::Secret(secret.clone()), TurnLogin::Secret(secret))
-            }
-        };
+        let secret = self.random.token(32);
+        let (login, told) = logins(&calls.turn.login, &secret);
         let tls = match (&self.client_certificate, options.listen_tls.is_empty()) {
             (_, true) => None,
             (Some(certificate), false) => {
@@ -52,7 +72,7 @@ impl Server {
             random: self.random.clone(),
             account: self.budget.account("relay"),
             realm: self.config.server_name.to_string(),
-            login,
+            login: Live::new(login),
             is_private: remote::is_private,
             options: options.clone(),
         });
@@ -73,9 +93,11 @@ impl Server {
             own.tls_port.get_or_insert(opened.port());
             tracing::info!("listening for calls on {opened} with TLS");
         }
-        calls.turn.own = Some(own);
+        calls.turn.own = Some(own.clone());
         self.users.set_calls(calls);
-        self.relay = Some(relay);
+        self.relay = Some(relay.clone());
+        // Set once: the ports are opened once.
+        let _ = self.reloader.relay.set(OpenRelay { relay, own, secret });
         Ok(())
     }
 }

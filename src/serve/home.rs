@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{Server, addresses};
 use crate::config::Config;
-use crate::mdns::{Names, Responder};
+use crate::mdns::{LABEL_BYTES_MAX, Names, Responder};
 
 /// The first-minute text waits so long for a name to be found free.
 pub(super) const PATIENCE: Duration = Duration::from_millis(1500);
@@ -38,6 +38,8 @@ impl Server {
 }
 
 fn name(config: &Config) -> String {
-    let own = || config.server_name.host().strip_suffix(".local").filter(|name| !name.contains('.'));
+    // Names that are no label are found under none.
+    let is_label = |name: &&str| !name.contains('.') && (1..=LABEL_BYTES_MAX).contains(&name.len());
+    let own = || config.server_name.host().strip_suffix(".local").filter(is_label);
     config.home.name.clone().or_else(|| own().map(ToOwned::to_owned)).unwrap_or_else(|| NAME.to_owned())
 }

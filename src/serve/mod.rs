@@ -458,6 +458,7 @@ impl Server {
             door: door.clone(),
             folders,
             certificates: in_use.into_iter().map(|(_, certificate)| certificate).collect(),
+            relay: OnceLock::new(),
             turn: tokio::sync::Mutex::default(),
         });
         let reload: std::sync::Weak<dyn admin::Reload> = Arc::downgrade(&(reloader.clone() as Arc<dyn admin::Reload>));
@@ -673,14 +674,11 @@ impl Server {
             let told = told.clone();
             async move { told.run(&worker).await }
         }));
-        // A folder that is made later is found by the command that makes it.
-        if self.registrations.is_any() {
-            let (files, clock) = (self.registrations.clone(), self.clock.clone());
-            self.endless.push(self.worker("registrations", move |worker| {
-                let (files, clock) = (files.clone(), clock.clone());
-                async move { files.keep_current(&worker, &clock).await }
-            }));
-        }
+        let (files, clock) = (self.registrations.clone(), self.clock.clone());
+        self.endless.push(self.worker("registrations", move |worker| {
+            let (files, clock) = (files.clone(), clock.clone());
+            async move { files.keep_current(&worker, &clock).await }
+        }));
         let pushes = self.pushes.clone();
         self.working.push(self.worker("push notifications", move |worker| {
             let pushes = pushes.clone();

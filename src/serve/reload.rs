@@ -4,7 +4,7 @@
 //! with a mistake changes nothing. Certificates are read again too, and one that waits to be asked for again is asked for at once.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 
@@ -30,6 +30,8 @@ pub struct Reloader {
     pub door: Arc<HttpServer>,
     pub folders: Folders,
     pub certificates: Vec<Arc<Certificate>>,
+    /// Set once its ports are open.
+    pub relay: OnceLock<calls::OpenRelay>,
     /// One reading at a time.
     pub turn: tokio::sync::Mutex<()>,
 }
@@ -79,7 +81,9 @@ impl Reloader {
         client.rooms.set_history_days(config.rooms.history_days, config.rooms.retention_days_min);
         client.rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
         client.users.set_presence_mode(config.apps.presence);
-        client.users.set_calls(config.apps.calls.clone());
+        let mut calls = config.apps.calls.clone();
+        calls.turn.own = self.relay.get().map(|relay| relay.log_in_by(&calls.turn.login));
+        client.users.set_calls(calls);
         if config.apps.calls.livekit.is_some() {
             client.rooms.watch_calls(Arc::new(calls::AtLiveKit(client.users.clone())));
         }

@@ -10,16 +10,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use ruma::ServerName;
+use ruma::{ServerName, UserId};
 
 use crate::admin::{Registered, Registrations};
-use crate::base::{Clock, Worker};
+use crate::base::{Clock, Worker, blocking};
 use crate::config::Config;
 use crate::deliver::services::Told;
 use crate::remote::service::{BYTES_MAX, Registration, SERVICES_MAX, Service};
 use crate::room::{EventNum, RoomNum, Rooms};
 use crate::store::{self, Read, UserNum};
-use crate::user::{self, Users};
+use crate::user::{self, Standing, Users};
 
 /// The folder in the data folder.
 const FOLDER: &str = "appservices";
@@ -183,6 +183,26 @@ struct Last {
     stamp: Option<(SystemTime, u64)>,
     registration: Option<Registration>,
     error: Option<String>,
+    /// It stays from before, since its folder cannot be listed.
+    is_unlisted: bool,
+}
+
+/// The registrations that count, of the files and of what is kept of some from before. One that is kept may be in another file
+/// by now: what was read at present, of the files in `fresh`, comes first, and the kept one goes.
+fn in_force(now: &mut [Last], fresh: &[PathBuf]) -> Vec<Registration> {
+    let mut counted: Vec<Registration> = Vec::new();
+    for is_fresh in [true, false] {
+        for last in now.iter_mut().filter(|last| fresh.contains(&last.file) == is_fresh) {
+            let Some(registration) = last.registration.clone() else { continue };
+            let is_there =
+                |other: &Registration| other.id == registration.id || other.as_token == registration.as_token;
+            match counted.iter().any(is_there) || counted.len() >= SERVICES_MAX {
+                true => last.registration = None,
+                false => counted.push(registration),
+            }
+        }
+    }
+    counted
 }
 
 fn stamp(file: &Path) -> Option<(SystemTime, u64)> {
@@ -199,38 +219,48 @@ impl Files {
     /// Reads all files and makes them the registrations. Answers what is wrong, a sentence for each file.
     pub async fn load(&self) -> Vec<String> {
         let _turn = self.turn.lock().await;
-        let mut now = Vec::new();
-        for Found { file, read } in read_all(&self.config) {
+        let (mut now, mut fresh) = (Vec::new(), Vec::new());
+        let config = self.config.clone();
+        let looked = |found: Found| {
             // One that cannot be looked at is not missing.
-            let is_missing = matches!(file.try_exists(), Ok(false));
+            let is_missing = matches!(found.file.try_exists(), Ok(false));
+            (stamp(&found.file), found, is_missing)
+        };
+        let found = blocking(move || read_all(&config).into_iter().map(looked).collect::<Vec<_>>()).await;
+        for (stamp, Found { file, read }, is_missing) in found {
             let before =
                 self.last.lock().iter().find(|last| last.file == file).and_then(|last| last.registration.clone());
             let (registration, error) = match read {
-                Ok(registration) => (Some(registration), None),
+                Ok(registration) => {
+                    fresh.push(file.clone());
+                    (Some(registration), None)
+                }
                 Err(error) => (before.filter(|_| !is_missing), Some(error)),
             };
             // Of a folder that cannot be listed, what was in it stays.
             if error.is_some() && !is_missing {
                 let last = self.last.lock();
-                now.extend(last.iter().filter(|last| last.file.parent() == Some(file.as_path())).cloned());
+                let inside = last.iter().filter(|last| last.file.parent() == Some(file.as_path())).cloned();
+                now.extend(inside.map(|last| Last { is_unlisted: true, ..last }));
             }
-            now.push(Last { stamp: stamp(&file), file, registration, error });
+            now.push(Last { stamp, file, registration, error, is_unlisted: false });
         }
-        // One that is kept from before may be in another file by now.
-        let mut services: Vec<Service> = Vec::new();
-        for last in &mut now {
-            let Some(registration) = last.registration.clone() else { continue };
-            let is_there = |other: &Service| other.id == registration.id || other.as_token == registration.as_token;
-            match services.iter().any(is_there) || services.len() >= SERVICES_MAX {
-                true => last.registration = None,
-                false => services.push(Service::new(registration)),
-            }
-        }
+        let services: Vec<_> = in_force(&mut now, &fresh).into_iter().map(Service::new).collect();
         for service in &services {
-            match self.users.create_service_user(&service.sender).await {
-                Ok(()) => tracing::info!("the account {} was created for {}", service.sender, service.id),
-                Err(user::Error::Taken) => {}
-                Err(failed) => tracing::warn!("the account {} could not be created: {failed}", service.sender),
+            let sender = &service.sender;
+            let wrong = match self.users.create_service_user(sender).await {
+                Ok(()) => {
+                    tracing::info!("the account {sender} was created for {}", service.id);
+                    None
+                }
+                Err(user::Error::Taken) => self.is_wrong_for(sender).await,
+                Err(failed) => Some(format!("sender_localpart: the account {sender} could not be created: {failed}")),
+            };
+            let is_its = |last: &&mut Last| last.registration.as_ref().is_some_and(|of| of.id == service.id);
+            if let Some(last) = now.iter_mut().find(is_its)
+                && last.error.is_none()
+            {
+                last.error = wrong;
             }
         }
         let wrong: Vec<_> =
@@ -240,12 +270,30 @@ impl Files {
         wrong
     }
 
-    /// Reads them again when one changed, came or went. Without any file nothing is looked at.
-    pub async fn keep_current(&self, worker: &Worker, clock: &Clock) {
+    /// Why an account that was there before should not be a service's own; none when it may be.
+    async fn is_wrong_for(&self, sender: &UserId) -> Option<String> {
+        let account = self.users.account(sender).await.ok().flatten()?;
+        if account.standing == Standing::Deactivated {
+            return Some(format!(
+                "sender_localpart: the account {sender} was closed for good, so the service can do nothing as it: give it \
+                 another name"
+            ));
+        }
+        account.has_password.then(|| {
+            format!(
+                "sender_localpart: {sender} is somebody's account, with a password, and the service may do and read everything \
+                 there: give it a name of its own, unless that is what you want"
+            )
+        })
+    }
+
+    /// Reads them again when one changed, came or went. Where there is none, it is looked for the folder in the data folder alone.
+    pub async fn keep_current(self: &Arc<Self>, worker: &Worker, clock: &Clock) {
         loop {
             worker.idle_for(LOOK);
             clock.sleep(LOOK).await;
-            if self.has_changed() {
+            let files = self.clone();
+            if blocking(move || files.has_changed()).await {
                 worker.works_on("reading registrations");
                 self.load_and_say().await;
                 worker.done(1);
@@ -260,7 +308,8 @@ impl Files {
 
     fn has_changed(&self) -> bool {
         let (files, last) = (files(&self.config), self.last.lock());
-        let same = |(file, last): (&Result<PathBuf, Found>, &Last)| match file {
+        let last: Vec<&Last> = last.iter().filter(|last| !last.is_unlisted).collect();
+        let same = |(file, last): (&Result<PathBuf, Found>, &&Last)| match file {
             Ok(file) => *file == last.file && stamp(file) == last.stamp,
             Err(found) => found.file == last.file,
         };
@@ -373,6 +422,19 @@ mod tests {
         let said: Vec<_> = found.iter().map(|found| found.read.as_ref().map(|read| read.id.as_str())).collect();
         assert_eq!((said[0], said[3]), (Ok("irc"), Ok("other")));
         assert!(said[1].unwrap_err().contains("No such file") && said[2].unwrap_err().contains("same id"));
+        let last = |file: &str, token: &str, error: Option<&str>| Last {
+            file: file.into(),
+            stamp: None,
+            registration: Registration::read(&registration("irc", token), &config.server_name).ok(),
+            error: error.map(ToOwned::to_owned),
+            is_unlisted: false,
+        };
+        // Renamed in an editor: what the broken file said before held up the new one for ever.
+        let mut now = [last("a.yaml", "old", Some("not YAML")), last("b.yaml", "new", None)];
+        let counted = in_force(&mut now, &["b.yaml".into()]);
+        assert_eq!((counted.len(), counted[0].as_token.as_str()), (1, "new"));
+        assert!(now[0].registration.is_none() && now[1].registration.is_some());
+        assert_eq!(in_force(&mut [last("a.yaml", "old", Some("not YAML"))], &[]).len(), 1, "kept");
         assert_eq!(file_name("../IRC bridge"), "_IRC_bridge.yaml");
         assert_eq!(read(Path::new("/dev/null"), &config.server_name).unwrap_err(), "it is no file");
         std::fs::remove_dir_all(&at).unwrap();

@@ -12,6 +12,9 @@ pub const REASON_CHARS_MAX: usize = 1_000;
 /// Characters kept of a reported event's text.
 const EXCERPT_CHARS_MAX: usize = 300;
 
+/// What the texts of one page of reports take, in bytes: behind the report that reaches it the page ends. One has 6 KiB at most.
+const FOUND_BYTES_MAX: usize = 24 * 1024;
+
 /// What is reported.
 #[derive(Debug, Clone, Default)]
 pub struct Reported {
@@ -65,8 +68,8 @@ impl Users {
         self.read(move |get| Ok(report::count_up_to(get, most)?)).await
     }
 
-    /// The reports of the ranks `from..from + most` among those that are wanted, and how many these are. All reports are read,
-    /// 2,000 at most.
+    /// The reports of the ranks `from..from + most` among those that are wanted, and how many these are: fewer where their texts
+    /// are long. All reports are read, 2,000 at most.
     pub async fn find_reports(
         &self,
         wanted: impl Fn(&Report) -> bool + Send + 'static,
@@ -85,9 +88,14 @@ impl Users {
             if backwards {
                 numbers.reverse();
             }
-            let (mut page, total) = (Vec::new(), numbers.len());
+            let (mut page, total, mut bytes) = (Vec::new(), numbers.len(), 0);
             for number in numbers.into_iter().skip(from).take(most) {
-                page.extend(report::list(get, number - 1, 1)?);
+                let found = report::list(get, number - 1, 1)?;
+                bytes += found.iter().map(|(_, report)| text_bytes(report)).sum::<usize>();
+                page.extend(found);
+                if bytes >= FOUND_BYTES_MAX {
+                    break;
+                }
             }
             Ok((page, total))
         })
@@ -102,4 +110,10 @@ impl Users {
         })
         .await
     }
+}
+
+/// Bytes of the texts of a report.
+fn text_bytes(report: &Report) -> usize {
+    let Report { by, room_id, event_id, user_id, reason, excerpt, .. } = report;
+    by.len() + [room_id, event_id, user_id, reason, excerpt].into_iter().flatten().map(String::len).sum::<usize>()
 }

@@ -234,6 +234,8 @@ fn services(config: &Config, report: &mut Report) {
     for serve::services::Found { file, read } in serve::services::read_all(config) {
         let name = file.display();
         match (read, serve::services::kept_from(config, &file)) {
+            // The running server said it.
+            (Err(wrong), _) if report.lines.contains(&format!("{name}: {wrong}")) => {}
             (Err(wrong), _) => report.bad(format!("Application service {name}: {wrong}.")),
             (Ok(_), Some(who)) => report.bad(format!(
                 "Application service {name}: {who}, as whom the server runs, may not read it, or may not enter a folder above it. Give \

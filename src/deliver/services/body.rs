@@ -4,8 +4,10 @@
 //! Bounded by `bytes_max` and one event more; what does not fit comes with the next.
 
 use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+use std::io::Write as _;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::Told;
 use super::next::own_in;
@@ -20,6 +22,8 @@ use crate::store::{self, EventNum, Position, Read, RoomNum, UserNum};
 const COUNTED_MAX: usize = 100;
 /// Rooms of one transaction whose members are looked at for that.
 const COUNTED_ROOMS_MAX: usize = 10;
+/// Of the counts, under one name: some hundred devices. The other users are counted with what is told of their rooms next.
+pub const COUNTS_BYTES_MAX: usize = 8 * 1024;
 /// Unused fallback keys named of one device.
 const FALLBACKS_MAX: usize = 16;
 
@@ -125,9 +129,10 @@ fn messages(get: &Read, pending: &Pending) -> store::Result<String> {
 
 /// Changed device lists, and the keys that are left of the devices of own users (MSC3202).
 fn keys(get: &Read, service: &Service, pending: &Pending, rooms: Vec<RoomNum>, out: &mut Vec<u8>) -> store::Result<()> {
-    let both = |out: &mut Vec<u8>, names: &[&str], value: &Value| {
+    let both = |out: &mut Vec<u8>, names: &[&str], value: &dyn Display| {
         for name in names {
-            out.extend_from_slice(format!(",\"{name}\":{value}").as_bytes());
+            // Into memory, which does not fail.
+            let _ = write!(out, ",\"{name}\":{value}");
         }
     };
     if !pending.changed.is_empty() {
@@ -145,18 +150,25 @@ fn keys(get: &Read, service: &Service, pending: &Pending, rooms: Vec<RoomNum>, o
     for room in rooms {
         own_in(get, service, room, COUNTED_MAX, &mut users)?;
     }
-    let (mut counts, mut fallbacks) = (BTreeMap::new(), BTreeMap::new());
+    let (mut counts, mut fallbacks) = (String::new(), String::new());
     for num in users.into_iter().take(COUNTED_MAX) {
-        let id = user::id_of(get, num)?;
+        let (mut left_of, mut unused_of) = (String::new(), String::new());
         for device in device::ids(get, num)? {
+            let bytes = |all: &str, of_user: &str| all.len() + of_user.len();
+            if bytes(&counts, &left_of).max(bytes(&fallbacks, &unused_of)) >= COUNTS_BYTES_MAX {
+                break;
+            }
             // Those without keys too: by its count of none a bridge knows that it has to upload some.
             let mut left: BTreeMap<String, u64> = e2ee_key::one_time_counts(get, num, &device)?.into_iter().collect();
             left.entry("signed_curve25519".to_owned()).or_default();
-            let of_user: &mut BTreeMap<String, _> = counts.entry(id.clone()).or_default();
-            of_user.insert(device.clone(), left);
             let unused = e2ee_key::unused_fallbacks(get, num, &device, FALLBACKS_MAX)?;
-            let of_user: &mut BTreeMap<String, _> = fallbacks.entry(id.clone()).or_default();
-            of_user.insert(device, unused);
+            add_member(&mut left_of, &device, &json!(left));
+            add_member(&mut unused_of, &device, &json!(unused));
+        }
+        if !left_of.is_empty() {
+            let id = user::id_of(get, num)?;
+            add_member(&mut counts, &id, &format_args!("{{{left_of}}}"));
+            add_member(&mut fallbacks, &id, &format_args!("{{{unused_of}}}"));
         }
     }
     if !counts.is_empty() {
@@ -165,9 +177,17 @@ fn keys(get: &Read, service: &Service, pending: &Pending, rooms: Vec<RoomNum>, o
             "org.matrix.msc3202.device_one_time_keys_count",
             "org.matrix.msc3202.device_one_time_key_counts",
         ];
-        both(out, &names, &json!(counts));
+        both(out, &names, &format_args!("{{{counts}}}"));
         let names = ["device_unused_fallback_key_types", "org.matrix.msc3202.device_unused_fallback_key_types"];
-        both(out, &names, &json!(fallbacks));
+        both(out, &names, &format_args!("{{{fallbacks}}}"));
     }
     Ok(())
+}
+
+/// Adds a member to the text of an object that has no brackets yet.
+fn add_member(object: &mut String, name: &str, value: &dyn Display) {
+    if !object.is_empty() {
+        object.push(',');
+    }
+    let _ = write!(object, "{}:{value}", json!(name));
 }

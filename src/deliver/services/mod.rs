@@ -59,8 +59,12 @@ const KEPT_BYTES: u64 = (2 + 2 * AT_ONCE as u64) * noted::NEWS_BYTES;
 /// What changed for one service, while it is told something else or fails.
 const KEPT_OF_ONE_BYTES: u64 = noted::NEWS_BYTES;
 /// Beyond the events that fit: the last of them with what it replaced (128 KiB), messages to devices and what is not stored,
-/// both under two names (96 KiB), and counts of keys.
-const BEYOND_BYTES: u64 = 240 * 1024;
+/// both under two names (96 KiB), and keys: counts under three names, and as much of fallbacks under two, both also while they are
+/// put together.
+const BEYOND_BYTES: u64 = 224 * 1024 + 7 * body::COUNTS_BYTES_MAX as u64;
+/// A look at what was noted: the numbers of what is found, of a hundred of each kind, names of devices, and events that are not
+/// stored (16 KiB) with the receipts that they are made of. A look at everything, which passes all rooms, takes what a body does.
+const LOOK_BYTES: u64 = 64 * 1024;
 
 /// What only rooms and users know. Blocks.
 pub trait Told: Send + Sync {
@@ -463,6 +467,7 @@ impl ServiceSender {
             Some(Failed::Here(why)) => {
                 tracing::debug!("the application service {id} is told later: {why}");
                 entry.retry_ms = Some(now_ms + NOT_NOW_MS);
+                (shown.failing, shown.retry_ms) = (Some(why), entry.retry_ms);
             }
             Some(Failed::There(why)) => {
                 let pause = PAUSE_MS_MIN.saturating_mul(1 << entry.failures.min(12)).min(PAUSE_MS_MAX);
@@ -515,38 +520,18 @@ impl ServiceSender {
     /// One transaction; false when there is nothing more to tell.
     async fn step(&self, service: &Arc<Service>, report: &mut Report, ephemeral: String) -> Result<bool, Failed> {
         let here = |error: store::Error| Failed::Here(error.to_string());
-        // For the look and the body, which the request then pays for itself.
-        let grant = self
-            .0
-            .account
-            .take(self.0.bytes_max as u64 + BEYOND_BYTES)
-            .await
-            .map_err(|refused| Failed::Here(refused.to_string()))?;
-        let (store, told, of, bytes_max) =
-            (self.0.store.clone(), self.0.told.clone(), service.clone(), self.0.bytes_max);
-        let (status, news) = (report.status.clone(), report.news.clone());
-        let found = base::blocking(move || {
-            let get = store.read()?;
-            if let Some(mut pending) = status.pending {
-                let body = body::make(&*told, &get, &of, &mut pending, bytes_max, false)?;
-                return Ok((pending, body, true));
-            }
-            let next::Next { mut pending, more } = next::find(&get, &of, Position(status.position), &news)?;
-            if !ephemeral.is_empty() {
-                next::add(&mut pending.ephemeral, &ephemeral);
-            }
-            // Most commits say nothing to it.
-            if pending.is_fleeting() && pending.ephemeral.is_empty() {
-                return Ok((pending, Vec::new(), more));
-            }
-            let to = pending.to;
-            let body = body::make(&*told, &get, &of, &mut pending, bytes_max, true)?;
-            let more = more || pending.to != to;
-            Ok::<_, store::Error>((pending, body, more))
-        });
         let is_again = report.status.pending.is_some();
-        let (mut pending, body, more) = found.await.map_err(here)?;
-        drop(grant);
+        let (mut pending, mut more) = match report.status.pending.clone() {
+            Some(pending) => (pending, true),
+            None => self.look(service, report, ephemeral).await?,
+        };
+        let mut body = Vec::new();
+        // Most commits say nothing to it.
+        if is_again || !pending.is_fleeting() || !pending.ephemeral.is_empty() {
+            let to = pending.to;
+            (pending, body) = self.make(service, pending, !is_again).await?;
+            more |= pending.to != to;
+        }
         if pending.is_fleeting() && !is_again {
             return self.step_without(service, report, pending, body, more).await;
         }
@@ -573,6 +558,53 @@ impl ServiceSender {
             report.unsaved = false;
         }
         Ok(is_again || more || !report.news.is_empty())
+    }
+
+    /// What is next, and whether there may be more. Paid for apart from the body, for which there is seldom anything.
+    async fn look(
+        &self,
+        service: &Arc<Service>,
+        report: &Report,
+        ephemeral: String,
+    ) -> Result<(Pending, bool), Failed> {
+        let bytes = if report.news.all { self.body_bytes() } else { LOOK_BYTES };
+        let grant = self.0.account.take(bytes).await.map_err(|refused| Failed::Here(refused.to_string()))?;
+        let (store, of, news) = (self.0.store.clone(), service.clone(), report.news.clone());
+        let from = Position(report.status.position);
+        let found = base::blocking(move || {
+            let next::Next { mut pending, more } = next::find(&store.read()?, &of, from, &news)?;
+            if !ephemeral.is_empty() {
+                next::add(&mut pending.ephemeral, &ephemeral);
+            }
+            Ok::<_, store::Error>((pending, more))
+        });
+        let found = found.await.map_err(|error| Failed::Here(error.to_string()))?;
+        drop(grant);
+        Ok(found)
+    }
+
+    /// The body of a transaction, which the request then pays for itself; and what is in it, when it may be cut.
+    async fn make(
+        &self,
+        service: &Arc<Service>,
+        mut pending: Pending,
+        may_cut: bool,
+    ) -> Result<(Pending, Vec<u8>), Failed> {
+        let grant = self.0.account.take(self.body_bytes()).await;
+        let grant = grant.map_err(|refused| Failed::Here(refused.to_string()))?;
+        let (store, told, of, bytes_max) =
+            (self.0.store.clone(), self.0.told.clone(), service.clone(), self.0.bytes_max);
+        let made = base::blocking(move || {
+            let body = body::make(&*told, &store.read()?, &of, &mut pending, bytes_max, may_cut)?;
+            Ok::<_, store::Error>((pending, body))
+        });
+        let made = made.await.map_err(|error| Failed::Here(error.to_string()))?;
+        drop(grant);
+        Ok(made)
+    }
+
+    fn body_bytes(&self) -> u64 {
+        self.0.bytes_max as u64 + BEYOND_BYTES
     }
 
     /// What need not be told again: nothing at all, which has no body, or what is not stored.
@@ -684,22 +716,33 @@ struct Passed {
     events: Vec<String>,
 }
 
+/// Looks for it; no further than what is told at once.
 fn passing(told: &dyn Told, get: &Read, service: &Service, typing: u64, presence: u64) -> store::Result<Passed> {
-    let mut events = Vec::new();
+    let (mut events, mut bytes) = (Vec::new(), 0);
     let (typing, rooms) = told.typing(typing);
     for num in rooms.unwrap_or_default() {
+        if bytes >= next::EPHEMERAL_BYTES_MAX {
+            break;
+        }
         if next::concerns_room(get, service, num)? {
             let ids: Vec<String> =
                 told.typists(num).into_iter().map(|user| user::id_of(get, user)).collect::<store::Result<_>>()?;
             let room_id = room::get_of(get, num)?.id;
             let content = serde_json::json!({ "user_ids": ids });
-            events.push(serde_json::json!({ "type": "m.typing", "room_id": room_id, "content": content }).to_string());
+            let event = serde_json::json!({ "type": "m.typing", "room_id": room_id, "content": content }).to_string();
+            bytes += event.len();
+            events.push(event);
         }
     }
     let (presence, users) = told.presence(presence);
     for user in users {
+        if bytes >= next::EPHEMERAL_BYTES_MAX {
+            break;
+        }
         if next::shares(get, service, user)? {
-            events.push(told.presence_event(get, user)?);
+            let event = told.presence_event(get, user)?;
+            bytes += event.len();
+            events.push(event);
         }
     }
     Ok(Passed { typing, presence, events })

@@ -168,6 +168,12 @@ impl Look<'_> {
             }
         }
         self.events(&kept)?;
+        // Of rooms with something new, as many as a transaction has room for.
+        if self.service.wants_ephemeral() {
+            for (room, _) in kept.iter().take(FEW_ROOMS) {
+                self.receipts(*room)?;
+            }
+        }
         let mut outside = Vec::new();
         user_room::list_stripped(self.get, &mut |user, _| {
             if outside.last() != Some(&user) {

@@ -1,7 +1,7 @@
 //! The part of YAML that registrations are written in, as a tree of texts, lists and maps.
 //!
-//! Scalars stay texts: an `as_token` of digits alone is a text all the same. Anchors and tags are refused: no bridge writes
-//! them, and an anchor makes a short file a long value. Bounded by [`BYTES_MAX`], [`DEPTH_MAX`] and [`NODES_MAX`].
+//! Scalars stay texts, whatever tag they have: an `as_token` of digits alone is a text all the same. Anchors are refused: no
+//! bridge writes them, and they make a short file a long value. Bounded by [`BYTES_MAX`], [`DEPTH_MAX`] and [`NODES_MAX`].
 
 use saphyr_parser::{Event, Parser, ScalarStyle};
 

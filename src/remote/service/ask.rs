@@ -14,7 +14,10 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use super::{Answered, Service, Services, UNKNOWN_PATH_MS, part};
+use crate::base::comma;
+use crate::budget::{Grant, parsed_bytes_max};
 use crate::matrix::appservice::Registration;
+use crate::matrix::json::partial;
 use crate::remote::web::WebFailed;
 
 /// Making a user or a room takes a bridge several requests to us, and perhaps one to its network.
@@ -23,8 +26,14 @@ const ASK_TIME: Duration = Duration::from_secs(10);
 /// A name that no service wanted to make is not asked for again for so long; of the last ones that is kept.
 const UNMADE_MS: u64 = 10_000;
 const UNMADE_MAX: usize = 128;
+/// A service that could not be reached is asked nothing that people look up for so long; one that answered the question to make
+/// something with an error, for less.
+const AWAY_MS: u64 = 10_000;
+const ILL_MS: u64 = 1_000;
 /// The answer about a network: protocols have icons as URLs and a dozen fields.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
+/// An item of a list that is read in place: where it is, in a list that doubles.
+const ITEM_BYTES: u64 = 48;
 
 /// What became of a question.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +100,11 @@ impl Services {
 
     async fn ask_to_make(&self, concerns: impl Fn(&Registration) -> bool, kind: &str, name: &str) -> Asked {
         for service in self.list().iter().filter(|service| service.url.is_some() && concerns(service)) {
+            // Whoever asks for many names neither fills the log nor waits for a dead service with each.
+            let pause = |ms: u64| service.away_until_ms.store(self.0.clock.now_ms() + ms, Relaxed);
+            if service.is_away(self.0.clock.now_ms()) {
+                continue;
+            }
             let name = part(name);
             let (new, old) = (format!("/_matrix/app/v1/{kind}/{name}"), format!("/{kind}/{name}"));
             match self.either(service, Method::GET, (&new, &old), Bytes::new(), MAKE_TIME).await {
@@ -99,9 +113,14 @@ impl Services {
                 Ok(answered) => {
                     let says = answered.says(service);
                     tracing::warn!("the application service {} was asked for {name}: {says}", service.id);
+                    pause(ILL_MS);
                 }
                 Err(failed) => {
                     tracing::warn!("the application service {} was asked for {name} and {failed}", service.id);
+                    pause(match failed {
+                        WebFailed::Unreachable { .. } => AWAY_MS,
+                        _ => ILL_MS,
+                    });
                 }
             }
         }
@@ -118,12 +137,14 @@ impl Services {
         self.ask(service, Method::POST, "/_matrix/app/v1/ping", body, ASK_TIME, ANSWER_BYTES_MAX).await
     }
 
-    /// The protocols of all services, or one of them: name, and what its services say of it, put together.
-    pub async fn protocols(&self, only: Option<&str>) -> Vec<(String, Value)> {
-        let mut all: Vec<(String, Value)> = Vec::new();
+    /// The protocols of all services, or one of them: name, and what its services say of it, put together; and what pays
+    /// for that.
+    pub async fn protocols(&self, only: Option<&str>) -> (Vec<(String, Value)>, Option<Grant>) {
+        let (mut all, mut paid): (Vec<(String, Value)>, _) = (Vec::new(), None);
         for service in self.list().iter().filter(|service| service.url.is_some()) {
             for protocol in service.protocols.iter().filter(|protocol| only.is_none_or(|only| only == **protocol)) {
-                let Some(mut told) = self.protocol(service, protocol).await else { continue };
+                let Some((mut told, grant)) = self.protocol(service, protocol).await else { continue };
+                pay(&mut paid, grant);
                 for instance in told["instances"].as_array_mut().into_iter().flatten() {
                     if let Some(network) = instance["network_id"].as_str().map(|network| instance_id(service, network))
                     {
@@ -141,12 +162,16 @@ impl Services {
                 }
             }
         }
-        all
+        (all, paid)
     }
 
-    async fn protocol(&self, service: &Service, protocol: &str) -> Option<Value> {
-        let told = self.told(service, "protocol", protocol, "").await?;
-        let told: Value = serde_json::from_slice(&told.body).ok()?;
+    async fn protocol(&self, service: &Service, protocol: &str) -> Option<(Value, Grant)> {
+        let Answered { body, _grant: mut grant, .. } = self.told(service, "protocol", protocol, "").await?;
+        if let Err(refused) = grant.grow(parsed_bytes_max(&body)) {
+            tracing::warn!("what the application service {} says of {protocol} is left out: {refused}", service.id);
+            return None;
+        }
+        let told: Value = serde_json::from_slice(&body).ok()?;
         let has = |field: &str, is: fn(&Value) -> bool| told.get(field).is_some_and(is);
         let fits = has("user_fields", Value::is_array)
             && has("location_fields", Value::is_array)
@@ -155,34 +180,42 @@ impl Services {
         if !fits {
             tracing::warn!("the application service {} says of {protocol} what is no protocol", service.id);
         }
-        fits.then_some(told)
+        fits.then_some((told, grant))
     }
 
     /// Users or rooms of other networks: of one protocol by its fields, or of all by a Matrix ID or alias. `query` is the
-    /// encoded query without the access token.
-    pub async fn third_party(&self, kind: ThirdParty, protocol: Option<&str>, query: &str) -> Vec<Box<RawValue>> {
-        let mut found = Vec::new();
+    /// encoded query without the access token. Answers a list in JSON, and what pays for it.
+    pub async fn third_party(&self, kind: ThirdParty, protocol: Option<&str>, query: &str) -> (Vec<u8>, Option<Grant>) {
+        let (mut list, mut paid, mut first) = (vec![b'['], None, true);
         for service in self.list().iter().filter(|service| service.url.is_some() && !service.protocols.is_empty()) {
             if protocol.is_some_and(|protocol| !service.protocols.iter().any(|own| own == protocol)) {
                 continue;
             }
             let Some(told) = self.told(service, kind.name(), protocol.unwrap_or(""), query).await else { continue };
-            let Ok(list) = serde_json::from_slice::<Vec<Box<RawValue>>>(&told.body) else {
-                tracing::warn!("the application service {} answers a look-up with what is no list", service.id);
+            let Answered { body, _grant: mut grant, .. } = told;
+            // Beside the answer: what stays of it, and its items while it is read.
+            let items = memchr::memchr_iter(b',', &body).count() as u64 + 1;
+            let reading = body.len() as u64 + ITEM_BYTES * items;
+            if let Err(refused) = grant.grow(reading) {
+                tracing::warn!("what the application service {} found is left out: {refused}", service.id);
                 continue;
-            };
-            let fits = |one: &RawValue| {
-                let text = one.get().as_bytes();
-                ["protocol", kind.field()]
-                    .iter()
-                    .all(|field| crate::matrix::json::read::get_text(text, field).is_some())
-            };
-            found.extend(list.into_iter().filter(|one| fits(one)));
+            }
+            list.reserve_exact(body.len() + 1);
+            if !add_fitting(&body, kind, &mut list, &mut first) {
+                tracing::warn!("the application service {} answers a look-up with what is no list", service.id);
+            }
+            drop(body);
+            grant.shrink(reading);
+            pay(&mut paid, grant);
         }
-        found
+        list.push(b']');
+        (list, paid)
     }
 
     async fn told(&self, service: &Service, kind: &str, name: &str, query: &str) -> Option<Answered> {
+        if service.is_away(self.0.clock.now_ms()) {
+            return None;
+        }
         let name = if name.is_empty() { String::new() } else { format!("/{}", part(name)) };
         let query = if query.is_empty() { String::new() } else { format!("?{query}") };
         let mut last = None;
@@ -196,6 +229,10 @@ impl Services {
                     break;
                 }
                 Err(failed) => {
+                    // The other protocols of a dead service are not waited for.
+                    if matches!(failed, WebFailed::Unreachable { .. }) {
+                        service.away_until_ms.store(self.0.clock.now_ms() + AWAY_MS, Relaxed);
+                    }
                     last = Some(failed.to_string());
                     break;
                 }
@@ -248,7 +285,47 @@ impl Services {
     }
 }
 
+/// Writes the items of a list that mean something, as they stand. False for what is no list.
+fn add_fitting(answer: &[u8], kind: ThirdParty, list: &mut Vec<u8>, first: &mut bool) -> bool {
+    let Ok(items) = serde_json::from_slice::<Vec<&RawValue>>(answer) else { return false };
+    for item in items {
+        let text = item.get().as_bytes();
+        if ["protocol", kind.field()].iter().all(|field| partial::member::<String>(text, field).is_some()) {
+            comma(list, first);
+            list.extend_from_slice(text);
+        }
+    }
+    true
+}
+
+/// Puts a grant to those that pay already.
+fn pay(paid: &mut Option<Grant>, more: Grant) {
+    match paid {
+        Some(paid) => paid.absorb(more),
+        None => *paid = Some(more),
+    }
+}
+
 /// The name of a network in the lists of rooms, as apps give it back.
 pub fn instance_id(service: &Service, network: &str) -> String {
     format!("{}|{network}", service.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bridges in Python write blanks between the members, and everything they found was left out.
+    #[test]
+    fn what_fits_is_told_however_it_is_written() {
+        let (mut list, mut first) = (Vec::new(), true);
+        let spaced =
+            br#"[ {"userid": "@irc_b:here.test", "protocol": "irc", "fields": {}}, {"userid": 5, "protocol": "irc"} ]"#;
+        assert!(add_fitting(spaced, ThirdParty::User, &mut list, &mut first));
+        let compact = br#"[{"protocol":"irc","userid":"@irc_c:here.test"},7,{}]"#;
+        assert!(add_fitting(compact, ThirdParty::User, &mut list, &mut first));
+        assert!(!add_fitting(br#"{"userid":1}"#, ThirdParty::User, &mut list, &mut first));
+        let wanted = br#"{"userid": "@irc_b:here.test", "protocol": "irc", "fields": {}},{"protocol":"irc","userid":"@irc_c:here.test"}"#;
+        assert_eq!(list, wanted);
+    }
 }

@@ -50,6 +50,8 @@ pub struct Service {
     /// Until when it is not asked for keys.
     no_claims_until_ms: AtomicU64,
     no_queries_until_ms: AtomicU64,
+    /// Until when it is not asked what people look up, after it could not be reached.
+    away_until_ms: AtomicU64,
     /// It was heard of: what failed is to be tried again now.
     poked: AtomicBool,
 }
@@ -72,8 +74,14 @@ impl Service {
             old_paths_until_ms: none(),
             no_claims_until_ms: none(),
             no_queries_until_ms: none(),
+            away_until_ms: none(),
             poked: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it could not be reached a moment ago.
+    fn is_away(&self, now_ms: u64) -> bool {
+        self.away_until_ms.load(Relaxed) > now_ms
     }
 }
 
@@ -160,6 +168,7 @@ impl Services {
     /// Notes that a service can be reached: what failed is to be tried again now.
     pub fn poke(&self, service: &Service) {
         service.poked.store(true, Relaxed);
+        service.away_until_ms.store(0, Relaxed);
         self.0.changed.send_modify(|count| *count += 1);
     }
 

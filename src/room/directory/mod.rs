@@ -10,6 +10,7 @@ use super::Rooms;
 use super::error::{Error, Result};
 use super::state::description::Description;
 use super::state::{known, known_num};
+use crate::base::unhex;
 use crate::budget::Grant;
 use crate::room::state;
 use crate::store::tables::room;
@@ -218,9 +219,8 @@ fn place_of(token: &str) -> Option<(Vec<u8>, bool)> {
         b'n' => false,
         _ => return None,
     };
-    let hex = token.get(1..).filter(|hex| hex.len() == 16 && hex.is_ascii())?;
-    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).ok();
-    Some(((0..hex.len()).step_by(2).map(byte).collect::<Option<_>>()?, backwards))
+    let place = token.get(1..).filter(|hex| hex.len() == 16).and_then(unhex)?;
+    Some((place, backwards))
 }
 
 fn is_wanted(shown: &Description, search: Option<&str>, types: Option<&[Option<String>]>) -> bool {

@@ -60,8 +60,10 @@ impl Users {
         let gone = || Error::Forbidden("This link was used, or has ended".to_owned());
         check_new_password(password)?;
         // Also before hashing: a hash is expensive.
-        self.password_link(code).await?.ok_or_else(gone)?;
+        let (user_id, _) = self.password_link(code).await?.ok_or_else(gone)?;
         let password = self.hash_password(password).await?;
+        // Before too: a power cut in between leaves no session open under a password that was changed, nor a link used.
+        self.logout_all(&user_id, None).await?;
         let user_id = self
             .write(move |w| {
                 let link = password_link::get(w, &hash, now_ms)?.ok_or_else(gone)?;

@@ -45,7 +45,7 @@ impl Desk {
 
 impl super::Users {
     /// Sets what calls may use. Before the first request, and when the settings were read again. The relay inside stays as
-    /// it was opened.
+    /// it was, unless they say what it is now.
     pub fn set_calls(&self, mut calls: Calls) {
         let mut place = self.0.desk.calls.write();
         if calls.turn.own.is_none() {

@@ -7,6 +7,7 @@ use ring::hmac;
 use ruma::{OwnedUserId, ServerName};
 use serde::Deserialize;
 
+use crate::base::unhex;
 use crate::remote::{Options, encode};
 use crate::store::UserNum;
 use crate::store::tables::user;
@@ -59,7 +60,7 @@ impl Users {
     }
 
     fn openid_claim(&self, token: &str) -> Option<UserNum> {
-        let bytes = unhex(token)?;
+        let bytes = Some(token).filter(|token| token.len() == 2 * (CLAIM_BYTES + TAG_BYTES)).and_then(unhex)?;
         let (claim, tag) = bytes.split_at_checked(CLAIM_BYTES)?;
         hmac::verify(&self.0.desk.openid, claim, tag).ok()?;
         let (user, until) = claim.split_at_checked(4)?;
@@ -70,13 +71,6 @@ impl Users {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    if text.len() != 2 * (CLAIM_BYTES + TAG_BYTES) || !text.is_ascii() {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect()
 }
 
 #[cfg(test)]

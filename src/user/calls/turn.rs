@@ -30,7 +30,7 @@ pub struct OwnRelay {
     /// Of UDP and TCP.
     pub port: Option<u16>,
     pub tls_port: Option<u16>,
-    /// Which it checks until it is closed, whatever the settings say later.
+    /// As it checks it.
     pub login: TurnLogin,
 }
 
