@@ -29,6 +29,19 @@ const PENDING_FAILURES_MAX: u32 = 5;
 /// A token is some 43 characters of base64.
 const TOKEN_BYTES_MAX: usize = 256;
 
+/// Asks again when an authority refuses one nonce after the other (RFC 8555, section 6.5); the library asks three times.
+macro_rules! with_fresh_nonces {
+    ($ask:expr) => {{
+        let mut tries = 1;
+        loop {
+            match $ask.await {
+                Err(error) if is_bad_nonce(&error) && tries < NONCE_TRIES => tries += 1,
+                done => break done,
+            }
+        }
+    }};
+}
+
 /// Gets a certificate for the names: the pair, and its text.
 pub async fn run(
     inner: &Inner,
@@ -83,8 +96,7 @@ impl Job<'_> {
         }
         let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let external = options.external_account.as_ref().map(|(id, key)| ExternalAccountKey::new(id.clone(), key));
-        let create = async || builder().create(&new, options.directory.clone(), external.as_ref()).await;
-        let made = with_fresh_nonces(create).await;
+        let made = with_fresh_nonces!(builder().create(&new, options.directory.clone(), external.as_ref()));
         let (account, credentials) = made.map_err(|error| self.failed(error))?;
         self.state.account = serde_json::to_value(&credentials).ok();
         self.state.email = options.email.clone();
@@ -143,7 +155,7 @@ impl Job<'_> {
         {
             return Ok(order);
         }
-        let begun = with_fresh_nonces(async || account.new_order(&NewOrder::new(&names)).await).await;
+        let begun = with_fresh_nonces!(account.new_order(&NewOrder::new(&names)));
         begun.map_err(|error| self.lost(error))
     }
 
@@ -188,7 +200,7 @@ impl Job<'_> {
                     self.inner.certificate.answer_challenge(&name, shown);
                 }
             }
-            with_fresh_nonces(async || challenge.set_ready().await).await.map_err(|error| said_by(&from, &error))?;
+            with_fresh_nonces!(challenge.set_ready()).map_err(|error| said_by(&from, &error))?;
         }
         Ok(())
     }
@@ -264,7 +276,7 @@ impl Job<'_> {
         self.state.order = Some(Pending { url, names, key: text.clone() });
         self.state.write().await;
         if order.state().status == OrderStatus::Ready {
-            let finalized = with_fresh_nonces(async || order.finalize_csr(&request).await).await;
+            let finalized = with_fresh_nonces!(order.finalize_csr(&request));
             finalized.map_err(|error| self.failed(error))?;
         }
         self.collect(&mut order, &text).await
@@ -302,17 +314,8 @@ impl Job<'_> {
     }
 }
 
-/// Asks again when an authority refuses one nonce after the other (RFC 8555, section 6.5); the library asks three times.
-async fn with_fresh_nonces<T>(
-    mut ask: impl AsyncFnMut() -> Result<T, instant_acme::Error>,
-) -> Result<T, instant_acme::Error> {
-    for _ in 1..NONCE_TRIES {
-        match ask().await {
-            Err(error) if problem_of(&error).is_some_and(|kind| kind == "badNonce") => {}
-            done => return done,
-        }
-    }
-    ask().await
+fn is_bad_nonce(error: &instant_acme::Error) -> bool {
+    problem_of(error).is_some_and(|kind| kind == "badNonce")
 }
 
 /// Which challenges are tried, in order: after a failure the other one comes first, unless one was chosen.
