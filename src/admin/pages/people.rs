@@ -70,7 +70,7 @@ pub(super) fn ago(then_ms: u64, now_ms: u64) -> String {
 }
 
 /// Such as `2026-12-07 10:15 UTC`.
-fn moment(unix_ms: u64) -> String {
+pub(super) fn moment(unix_ms: u64) -> String {
     let text = timestamp(unix_ms);
     format!("{} {} UTC", &text[..10], &text[11..16])
 }
