@@ -81,8 +81,13 @@ impl Job<'_> {
         }
         let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
         let external = options.external_account.as_ref().map(|(id, key)| ExternalAccountKey::new(id.clone(), key));
-        let create = async || builder().create(&new, options.directory.clone(), external.as_ref()).await;
-        let made = with_fresh_nonces(create).await;
+        let mut tries = 0;
+        let made = loop {
+            let made = builder().create(&new, options.directory.clone(), external.as_ref()).await;
+            if !is_nonce_refused(&made, &mut tries) {
+                break made;
+            }
+        };
         let (account, credentials) = made.map_err(|error| self.failed(error))?;
         self.state.account = serde_json::to_value(&credentials).ok();
         self.state.email = options.email.clone();
@@ -128,7 +133,13 @@ impl Job<'_> {
         {
             return Ok(order);
         }
-        let begun = with_fresh_nonces(async || account.new_order(&NewOrder::new(&names)).await).await;
+        let mut tries = 0;
+        let begun = loop {
+            let begun = account.new_order(&NewOrder::new(&names)).await;
+            if !is_nonce_refused(&begun, &mut tries) {
+                break begun;
+            }
+        };
         begun.map_err(|error| self.lost(error))
     }
 
@@ -173,7 +184,14 @@ impl Job<'_> {
                     self.inner.certificate.answer_challenge(&name, shown);
                 }
             }
-            with_fresh_nonces(async || challenge.set_ready().await).await.map_err(|error| said_by(&from, &error))?;
+            let mut tries = 0;
+            let ready = loop {
+                let ready = challenge.set_ready().await;
+                if !is_nonce_refused(&ready, &mut tries) {
+                    break ready;
+                }
+            };
+            ready.map_err(|error| said_by(&from, &error))?;
         }
         Ok(())
     }
@@ -249,7 +267,13 @@ impl Job<'_> {
         self.state.order = Some(Pending { url, names, key: text.clone() });
         self.state.write().await;
         if order.state().status == OrderStatus::Ready {
-            let finalized = with_fresh_nonces(async || order.finalize_csr(&request).await).await;
+            let mut tries = 0;
+            let finalized = loop {
+                let finalized = order.finalize_csr(&request).await;
+                if !is_nonce_refused(&finalized, &mut tries) {
+                    break finalized;
+                }
+            };
             finalized.map_err(|error| self.failed(error))?;
         }
         self.collect(&mut order, &text).await
@@ -287,17 +311,12 @@ impl Job<'_> {
     }
 }
 
-/// Asks again when an authority refuses one nonce after the other (RFC 8555, section 6.5); the library asks three times.
-async fn with_fresh_nonces<T>(
-    mut ask: impl AsyncFnMut() -> Result<T, instant_acme::Error>,
-) -> Result<T, instant_acme::Error> {
-    for _ in 1..NONCE_TRIES {
-        match ask().await {
-            Err(error) if problem_of(&error).is_some_and(|kind| kind == "badNonce") => {}
-            done => return done,
-        }
-    }
-    ask().await
+/// Whether an authority has refused one nonce after the other (RFC 8555, section 6.5), and is asked again; the library asks three
+/// times. A loop at each caller: what asks in a closure makes a future that the compiler cannot tell to be `Send` everywhere.
+fn is_nonce_refused<T>(done: &Result<T, instant_acme::Error>, tries: &mut u32) -> bool {
+    *tries += 1;
+    let refused = done.as_ref().err().and_then(problem_of).is_some_and(|kind| kind == "badNonce");
+    refused && *tries < NONCE_TRIES
 }
 
 /// Which challenges are tried, in order: after a failure the other one comes first, unless one was chosen.
