@@ -13,6 +13,7 @@ use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
 use crate::client::{Options, Registration};
+use crate::http::Rate;
 use crate::media;
 use crate::relay::Options as RelayOptions;
 use crate::room::SearchOptions;
@@ -43,6 +44,7 @@ mod notices;
 mod page;
 mod previews;
 mod push;
+mod rates;
 mod rooms;
 mod search;
 mod setting;
@@ -71,6 +73,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         general::SETTINGS,
         certificates::GENERAL,
         client::SETTINGS,
+        rates::SETTINGS,
         page::SETTINGS,
         metrics::SETTINGS,
         federation::SETTINGS,
@@ -115,6 +118,8 @@ pub struct Config {
     pub media: media::Options,
     pub trusted_proxies: Vec<IpAddr>,
     pub rate_limits: bool,
+    /// Rates of the client API, each instead of the one of its name.
+    pub rates: Vec<Rate>,
     /// The machine's clock is right whatever the database remembers.
     pub trust_clock: bool,
     pub log: String,
@@ -364,6 +369,7 @@ impl Default for Config {
             media: media::Options::default(),
             trusted_proxies: Vec::new(),
             rate_limits: true,
+            rates: Vec::new(),
             trust_clock: false,
             log: String::new(),
             json_log: false,

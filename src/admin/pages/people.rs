@@ -49,6 +49,7 @@ fn badges(account: &Account, has_link: bool) -> Vec<Badge> {
     let is_active = account.standing == Standing::Active;
     let words = [
         (account.admin, "administrator", ""),
+        (account.bot, "bot", ""),
         (account.standing == Standing::Deactivated, "closed", "wrong"),
         (account.locked && is_active, "locked", "wrong"),
         (account.suspended && is_active, "suspended", "look"),

@@ -57,7 +57,10 @@ struct State {
 pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::speaker(&client, &request).await?;
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
-    let body: Body = request.json_or_empty().await?;
+    let mut body: Body = request.json_or_empty().await?;
+    if requester.is_shadow_banned {
+        body.invite.clear();
+    }
     for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
