@@ -16,7 +16,7 @@ use crate::client::{Options, Registration};
 use crate::http::Rate;
 use crate::media;
 use crate::relay::Options as RelayOptions;
-use crate::room::SearchOptions;
+use crate::room::{Policies, SearchOptions};
 use crate::web::Mount;
 use client::Client;
 use federation::Federation;
@@ -42,6 +42,7 @@ mod files;
 mod metrics;
 mod notices;
 mod page;
+mod policies;
 mod previews;
 mod push;
 mod rates;
@@ -79,6 +80,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         federation::SETTINGS,
         certificates::SETTINGS,
         rooms::SETTINGS,
+        policies::SETTINGS,
         search::SETTINGS,
         files::SETTINGS,
         previews::SETTINGS,
@@ -133,6 +135,7 @@ pub struct Config {
     pub certificates: Certificates,
     pub federation: Federation,
     pub rooms: Rooms,
+    pub policies: Policies,
     pub previews: Previews,
     pub search: SearchOptions,
     pub push: Push,
@@ -380,6 +383,7 @@ impl Default for Config {
             certificates: Certificates::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
+            policies: Policies::default(),
             previews: Previews::default(),
             search: SearchOptions::default(),
             push: Push::default(),

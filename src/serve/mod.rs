@@ -282,6 +282,7 @@ impl Server {
             scratch: folder.join(SCRATCH),
         });
         rooms.set_admission(config.rooms.admission);
+        rooms.set_policies(config.policies.clone());
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
         rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         rooms.set_purges_left_rooms(config.rooms.purge_left);

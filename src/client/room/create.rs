@@ -106,5 +106,6 @@ fn wanted(client: &Client, body: Body) -> Result<Create, ErrorResponse> {
         power_level_content_override: body.power_level_content_override,
         is_direct: body.is_direct,
         invite_reason: body.invite_reason,
+        by_server: false,
     })
 }
