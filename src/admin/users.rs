@@ -10,7 +10,7 @@ use super::{Admin, PAGE_ROWS, addresses::PASSWORD_PATH, error::Error, page};
 use crate::base::unbroken;
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
-use crate::user::{Account, New, Standing};
+use crate::user::{Account, Login, New, Pace, Standing, Users};
 
 /// `GET /users?after=@name:server`: at most a page of accounts. `next` is set when more may follow.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
@@ -31,7 +31,7 @@ fn shown(account: &Account, uploaded_bytes: u64) -> serde_json::Value {
     };
     json!({
         "user_id": account.user_id, "created_ms": account.created_ms, "standing": standing, "admin": account.admin,
-        "password": account.has_password, "uploaded_bytes": uploaded_bytes,
+        "password": account.has_password, "uploaded_bytes": uploaded_bytes, "bot": account.bot,
     })
 }
 
@@ -41,13 +41,72 @@ struct Add {
     password: Option<String>,
     #[serde(default)]
     admin: bool,
+    #[serde(default)]
+    bot: bool,
 }
 
-/// `POST /users`
+/// `POST /users`. For a bot the answer has its token.
 pub async fn add(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
-    let Add { name, password, admin: is_admin } = request.json().await?;
+    let Add { name, password, admin: is_admin, bot } = request.json().await?;
     let localpart = localpart(&admin, &name)?;
-    let user_id = admin.users.create(New { localpart, password, admin: is_admin, agreed: 0 }).await?;
+    let user_id = admin.users.create(New { localpart, password, admin: is_admin, agreed: 0, bot }).await?;
+    match bot {
+        true => {
+            let token = new_token(&admin.users, &user_id).await?;
+            Ok(Response::json(&json!({ "user_id": user_id, "access_token": token, "device_id": BOT_DEVICE })))
+        }
+        false => Ok(Response::json(&json!({ "user_id": user_id }))),
+    }
+}
+
+/// `POST /users/{user}/token`: another token for a bot's device. The one before ends; the device and its keys stay. 400 for an
+/// account that is no bot's.
+pub async fn token(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    if !account_of(&admin, &user_id).await?.bot {
+        let message = format!("{user_id} is not a bot's account: its apps get their tokens by logging in");
+        return Err(ErrorResponse::invalid_param(message).into());
+    }
+    let token = new_token(&admin.users, &user_id).await?;
+    Ok(Response::json(&json!({ "user_id": user_id, "access_token": token, "device_id": BOT_DEVICE })))
+}
+
+/// The device of a bot's token. It keeps its id, and its keys, when the token is another.
+const BOT_DEVICE: &str = "BOT";
+
+async fn new_token(users: &Users, user_id: &UserId) -> Result<String, Error> {
+    let login =
+        Login { device_id: Some(BOT_DEVICE.to_owned()), display_name: Some("bot".to_owned()), ..Login::default() };
+    Ok(users.login(user_id, login).await?.access_token)
+}
+
+async fn account_of(admin: &Admin, user_id: &UserId) -> Result<Account, Error> {
+    let account = admin.users.account(user_id).await?;
+    Ok(account.ok_or_else(|| ErrorResponse::not_found(format!("there is no account {user_id}")))?)
+}
+
+/// `GET /users/{user}/limit`: the rate that the account has instead of everybody's; without one `limit` is null. With
+/// `messages_per_second` 0 no rate holds for it.
+pub async fn limit(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let pace = account_of(&admin, &user_id).await?.pace;
+    let limit = pace.map(|pace| json!({ "messages_per_second": pace.per_second, "burst_count": pace.burst }));
+    Ok(Response::json(&json!({ "user_id": user_id, "limit": limit })))
+}
+
+#[derive(Deserialize)]
+struct Limit {
+    /// Absent: as everybody.
+    messages_per_second: Option<u32>,
+    burst_count: Option<u32>,
+}
+
+/// `POST /users/{user}/limit`: sets it at once, or with an empty object takes it away.
+pub async fn set_limit(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let Limit { messages_per_second, burst_count } = request.json().await?;
+    let pace = messages_per_second.map(|per_second| Pace { per_second, burst: burst_count.unwrap_or(per_second) });
+    admin.users.set_pace(&user_id, pace).await?;
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
 
@@ -103,8 +162,7 @@ pub async fn restrict(admin: Arc<Admin>, mut request: Request) -> Result<Respons
 /// `GET /users/{user}`: one account, and whether it is the last administrator's.
 pub async fn show(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
     let user_id = named(&admin, &request)?;
-    let account = admin.users.account(&user_id).await?;
-    let account = account.ok_or_else(|| ErrorResponse::not_found(format!("there is no account {user_id}")))?;
+    let account = account_of(&admin, &user_id).await?;
     let is_last_admin = admin.users.is_last_admin(&user_id).await?;
     Ok(Response::json(&json!({ "account": shown(&account, 0), "last_admin": is_last_admin })))
 }

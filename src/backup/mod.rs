@@ -23,6 +23,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::base::{Clock, Random, StopWatch, Worker, blocking, date, read_small};
 use crate::budget::{Budget, Refused};
+pub use crate::store::tables::backups::Made;
 use crate::store::tables::backups::{self as noted, Noted};
 use crate::store::{self, Store};
 
@@ -58,6 +60,9 @@ const AGAIN: Duration = Duration::from_secs(60 * 60);
 pub const OLD_MS: u64 = 2 * DAY_MS;
 /// How often it is looked whether one is due.
 const LOOK_MAX: Duration = Duration::from_secs(60 * 60);
+/// Whoever looks into the target on the page does not wait longer: for the list of backups, and for all that is in one.
+const LIST_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_WITHIN: Duration = Duration::from_secs(30);
 
 /// The parts that backups are made from.
 pub struct Parts {
@@ -159,6 +164,8 @@ pub struct Progress {
     /// Bytes that were not in the target before.
     pub written_bytes: u64,
     pub checked_bytes: u64,
+    /// Of all that is in it so far, as it is here.
+    pub bytes: u64,
     /// Media files that are not what they were.
     pub damaged: u64,
     /// Files and folders of the data folder that are not in it.
@@ -196,6 +203,8 @@ struct Inner {
     parts: Arc<Parts>,
     options: Options,
     now: Mutex<Now>,
+    /// Somebody looks into the target: a disk that went away may keep them for long.
+    is_looked_at: AtomicBool,
 }
 
 #[derive(Default)]
@@ -216,7 +225,12 @@ impl Drop for Turn {
 
 impl Backups {
     pub fn new(parts: Parts, options: Options) -> Backups {
-        Backups(Arc::new(Inner { parts: Arc::new(parts), options, now: Mutex::default() }))
+        Backups(Arc::new(Inner {
+            parts: Arc::new(parts),
+            options,
+            now: Mutex::default(),
+            is_looked_at: AtomicBool::new(false),
+        }))
     }
 
     pub fn options(&self) -> &Options {
@@ -267,24 +281,29 @@ impl Backups {
         let target = order.target.clone();
         let done = self.run(order).await;
         let at_ms = self.0.parts.clock.now_ms();
-        let said = done.as_ref().map(Clone::clone).map_err(ToString::to_string);
+        let said = done.as_ref().map(|(said, _)| said.clone()).map_err(ToString::to_string);
         self.0.now.lock().ended = Some(said.clone());
         drop(turn);
         match &said {
             Ok(said) => tracing::info!("{said}"),
             Err(why) => tracing::warn!("the backup to {} failed: {why}", target.display()),
         }
-        let note = self.0.parts.store.write(move |w| match said {
-            Ok(_) => noted::made(w, at_ms, &target.to_string_lossy(), is_scheduled),
+        let new = match &done {
+            Ok((_, made)) => Ok(Made { at_ms, target: target.to_string_lossy().into_owned(), ..made.clone() }),
+            Err(why) => Err(why.to_string()),
+        };
+        let note = self.0.parts.store.write(move |w| match new {
+            Ok(made) => noted::made(w, made, is_scheduled),
             Err(why) => noted::failed(w, at_ms, &why),
         });
         if let Err(failed) = note.await {
             tracing::warn!(%failed, "when the last backup was made cannot be noted");
         }
-        done
+        done.map(|(said, _)| said)
     }
 
-    async fn run(&self, order: Order) -> Result<String, Error> {
+    /// What is said of it, and what is noted but for the time.
+    async fn run(&self, order: Order) -> Result<(String, Made), Error> {
         let parts = &self.0.parts;
         let watch = StopWatch::start();
         let account = parts.budget.account("backup");
@@ -323,7 +342,9 @@ impl Backups {
                         }
                         run = expired.1;
                     }
-                    return Ok(said(&stored, &run.progress, watch.elapsed()));
+                    let (bytes, new_bytes) = (run.progress.bytes, run.progress.written_bytes);
+                    let made = Made { begun_ms: run.made_ms(), bytes, new_bytes, ..Made::default() };
+                    return Ok((said(&stored, &run.progress, watch.elapsed()), made));
                 }
             }
             {
@@ -349,7 +370,7 @@ impl Backups {
             let made_ms = noted.scheduled_ms.unwrap_or(0);
             if made_ms < due_ms {
                 worker.works_on("making a backup");
-                match self.make_scheduled(&target).await {
+                match self.make_scheduled().await {
                     Ok(_) => {
                         told_ms = 0;
                         worker.done(1);
@@ -380,8 +401,16 @@ impl Backups {
         }
     }
 
-    async fn make_scheduled(&self, target: &Path) -> Result<String, Error> {
+    async fn make_scheduled(&self) -> Result<String, Error> {
+        let order = self.order().await?;
+        self.make_as(self.begin()?, order, true).await
+    }
+
+    /// What the schedule says. `Bad` when there is none.
+    pub async fn order(&self) -> Result<Order, Error> {
         let options = &self.0.options;
+        let target = options.target.clone();
+        let target = target.ok_or_else(|| Error::Bad("no folder for backups is set: backup.target".to_owned()))?;
         let passphrase = match self.passphrase().await {
             Ok(passphrase) => passphrase,
             Err(failed) => {
@@ -392,9 +421,8 @@ impl Backups {
                 return Err(failed);
             }
         };
-        let target = target.to_owned();
         let (media, recipient, keep_days) = (options.media, options.recipient.clone(), options.keep_days);
-        self.make_as(self.begin()?, Order { target, media, recipient, passphrase, keep_days }, true).await
+        Ok(Order { target, media, recipient, passphrase, keep_days })
     }
 
     /// What the backups of the schedule are sealed to.
@@ -406,6 +434,62 @@ impl Backups {
         let text = text.map_err(|_| Error::Bad(format!("{} is no text in UTF-8", path.display())))?;
         // As `snug restore` reads it.
         Ok(Some(text.lines().next().unwrap_or_default().to_owned()))
+    }
+
+    /// When the schedule makes the next one, if nothing fails.
+    pub fn next_ms(&self) -> Option<u64> {
+        self.0.options.target.as_ref()?;
+        Some(latest_due(self.0.parts.clock.now_ms(), self.0.options.minute) + DAY_MS)
+    }
+
+    /// The backups in the folder of the schedule, the newest first, or why they cannot be listed.
+    pub async fn scheduled(&self) -> Result<Vec<Found>, Error> {
+        let Some(target) = self.0.options.target.clone() else { return Ok(Vec::new()) };
+        let mut found = self
+            .looking(LIST_WITHIN, move || match folder::list(&target) {
+                Err(Error::File(_, failed)) if failed.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+                found => found,
+            })
+            .await?;
+        found.reverse();
+        Ok(found)
+    }
+
+    /// Looks whether all things of a backup of the schedule's folder are there, each in its length when it is not sealed. Answers
+    /// how many, and their bytes. `Bad` when something is missing.
+    pub async fn look(&self, backup: Found) -> Result<(u64, u64), Error> {
+        let target = self.0.options.target.clone();
+        let target = target.ok_or_else(|| Error::Bad("no folder for backups is set: backup.target".to_owned()))?;
+        self.looking(LOOK_WITHIN, move || check_names(&target, &backup)).await
+    }
+
+    /// Looks into the target, one at a time.
+    async fn looking<T: Send + 'static>(
+        &self,
+        within: Duration,
+        look: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let inner = self.0.clone();
+        if inner.is_looked_at.swap(true, Ordering::AcqRel) {
+            return Err(Error::Slow);
+        }
+        let done = blocking(move || {
+            let _end = Looking(inner);
+            look()
+        });
+        tokio::select! {
+            done = done => done,
+            () = self.0.parts.clock.sleep(within) => Err(Error::Slow),
+        }
+    }
+}
+
+/// Given back by drop.
+struct Looking(Arc<Inner>);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.is_looked_at.store(false, Ordering::Release);
     }
 }
 
@@ -522,6 +606,8 @@ pub enum Error {
     Sealed,
     #[error("another backup is being made")]
     Running,
+    #[error("its disk or network does not answer in time, or somebody else waits for it")]
+    Slow,
     #[error("another server makes a backup to {}", .0.display())]
     Busy(PathBuf),
     #[error("{} is there already", .0.display())]

@@ -272,6 +272,7 @@ impl Run {
         let line = entry.line();
         self.hash.update(&line);
         self.entries += 1;
+        self.progress.bytes += entry.bytes;
         self.lines.write_all(line.as_bytes()).map_err(at(&self.parts.scratch))
     }
 

@@ -50,7 +50,7 @@ pub enum Command {
 
 SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
     Serve,
-    /// Accounts: add, password, list, admin, lock, suspend, deactivate
+    /// Accounts: add, password, list, admin, limit, lock, suspend, token, deactivate
     #[command(subcommand)]
     User(User),
     /// Rooms, and joins under way: allow, cancel
@@ -284,6 +284,7 @@ pub enum User {
   snug user add alice
   snug user add alice --admin
   snug user add alice --link       prints a link with which alice chooses the password
+  snug user add warden --bot       an account for a bot: prints its access token, once
   echo 'correct horse battery' | snug user add alice
 An empty password makes one up and prints it; others have at least eight characters.")]
     Add {
@@ -295,6 +296,35 @@ An empty password makes one up and prints it; others have at least eight charact
         /// No password yet: a link is printed with which its owner chooses one
         #[arg(long)]
         link: bool,
+        /// A bot's: no password, no rate limits, and an access token that is printed once
+        #[arg(long, conflicts_with = "link")]
+        bot: bool,
+    },
+    /// Give a bot another access token; the old one ends
+    #[command(after_help = "Example:
+  snug user token warden
+Its device, with the keys on it, stays.")]
+    Token { name: String },
+    /// Show or set how often an account may send; a change holds at once
+    #[command(after_help = "Examples:
+  snug user limit alice                                      what holds for alice
+  snug user limit alice --messages-per-second 1 --burst 10   events that alice sends
+  snug user limit warden --none                              no rate at all, for a bot
+  snug user limit alice --default                            as everybody: [rates] in the config file")]
+    Limit {
+        name: String,
+        /// Events in the long run
+        #[arg(long, value_name = "N", conflicts_with_all = ["none", "default"], value_parser = clap::value_parser!(u32).range(1..))]
+        messages_per_second: Option<u32>,
+        /// Events at once [default: those of a second]
+        #[arg(long, value_name = "N", requires = "messages_per_second", value_parser = clap::value_parser!(u32).range(1..))]
+        burst: Option<u32>,
+        /// No rate limits what the account does
+        #[arg(long, conflicts_with = "default")]
+        none: bool,
+        /// As everybody
+        #[arg(long)]
+        default: bool,
     },
     /// Give an account a new password; its sessions end
     #[command(after_help = "Examples:

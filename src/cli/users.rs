@@ -22,7 +22,7 @@ pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
     let config = load(overrides)?;
     // Asked for before the server is opened: typing a password may take long.
     let password = match &command {
-        User::Add { name, link: false, .. } | User::Password { name, link: false } => new_password(name)?,
+        User::Add { name, link: false, bot: false, .. } | User::Password { name, link: false } => new_password(name)?,
         _ => NewPassword::default(),
     };
     if let User::Deactivate { name, yes, force } = &command {
@@ -48,12 +48,34 @@ pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
 
 fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<String, String> {
     Ok(match command {
-        User::Add { name, admin, link: true } => {
+        User::Add { name, admin, bot: true, .. } => {
+            let made = local.post("/users", json!({ "name": name, "admin": admin, "bot": true }))?;
+            format!("{} was made, for a bot. {}", text(&made, "user_id"), the_token(&made))
+        }
+        User::Token { name } => {
+            let made = local.post(&format!("/users/{}/token", encode(&name)), json!({})).map_err(about(&name))?;
+            format!("{} has another access token; the old one has ended. {}", text(&made, "user_id"), the_token(&made))
+        }
+        User::Limit { name, messages_per_second, burst, none, default } => {
+            let path = format!("/users/{}/limit", encode(&name));
+            if none || default || messages_per_second.is_some() {
+                let per_second = if none { Some(0) } else { messages_per_second };
+                let wanted = match per_second {
+                    Some(per_second) => {
+                        json!({ "messages_per_second": per_second, "burst_count": burst.unwrap_or(per_second) })
+                    }
+                    None => json!({}),
+                };
+                local.post(&path, wanted).map_err(about(&name))?;
+            }
+            limit(&local.get(&path).map_err(about(&name))?)
+        }
+        User::Add { name, admin, link: true, .. } => {
             let made = local.post("/users", json!({ "name": name, "admin": admin }))?;
             format!("{} was made. {}", text(&made, "user_id"), linked(local, &name)?)
         }
         User::Password { name, link: true } => linked(local, &name)?,
-        User::Add { name, admin, link: false } => {
+        User::Add { name, admin, link: false, .. } => {
             let made = local.post("/users", json!({ "name": name, "password": new.password, "admin": admin }))?;
             format!("{} was made.{}\n", text(&made, "user_id"), told(new))
         }
@@ -89,6 +111,21 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
             format!("{} is closed for good.\n", text(&closed, "user_id"))
         }
     })
+}
+
+/// The token of a bot, which is shown this once.
+fn the_token(made: &Value) -> String {
+    format!("Its access token, which is not shown again:\n\n    {}\n", text(made, "access_token"))
+}
+
+fn limit(shown: &Value) -> String {
+    let (user_id, limit) = (text(shown, "user_id"), &shown["limit"]);
+    let number = |name: &str| limit[name].as_u64().unwrap_or(0);
+    match (limit.is_null(), number("messages_per_second"), number("burst_count").max(1)) {
+        (true, ..) => format!("{user_id} has the rates that everybody has.\n"),
+        (_, 0, _) => format!("No rate limits {user_id}.\n"),
+        (_, rate, burst) => format!("{user_id} may send {rate} events a second, and {burst} at once.\n"),
+    }
 }
 
 /// A new link for a password, as a running server is reached.
@@ -145,7 +182,12 @@ fn users(local: &mut Local) -> Result<String, String> {
     let mut out = head.clone();
     local.pages("/users", &mut |page| {
         for user in page["users"].as_array().into_iter().flatten() {
-            let admin = if user["admin"] == true { "administrator" } else { "" };
+            let admin = match (user["admin"] == true, user["bot"] == true) {
+                (true, true) => "admin bot",
+                (true, false) => "administrator",
+                (false, true) => "bot",
+                (false, false) => "",
+            };
             let made = date(user["created_ms"].as_u64().unwrap_or(0));
             let files = human(user["uploaded_bytes"].as_u64().unwrap_or(0));
             let (id, standing) = (text(user, "user_id"), text(user, "standing"));

@@ -49,6 +49,7 @@ async fn anybody(client: &Client, request: &Request) -> Result<Requester, ErrorR
     }
     let requester = client.users.requester(&token, request.peer().ip).await.map_err(Error::from)?;
     request.note_guest(requester.user_id.as_str());
+    lift_limits_of(&requester, request);
     Ok(requester)
 }
 
@@ -62,7 +63,15 @@ async fn asserted(client: &Client, request: &Request, service: &Service) -> Resu
     if !service.rate_limited || requester.user_id == service.sender {
         request.lift_limits();
     }
+    lift_limits_of(&requester, request);
     Ok(requester)
+}
+
+/// No rate holds for an account to whom the operator said so.
+fn lift_limits_of(requester: &Requester, request: &Request) {
+    if requester.pace.is_some_and(|pace| pace.per_second == 0) {
+        request.lift_limits();
+    }
 }
 
 /// The application service whose token the request has: 401 `M_MISSING_TOKEN` or `M_UNKNOWN_TOKEN` for any other.

@@ -30,7 +30,7 @@ mod keys;
 mod presence;
 mod room_keys;
 mod to_device;
-mod rates;
+pub mod rates;
 mod report;
 pub mod media;
 mod preview;
@@ -45,7 +45,6 @@ mod room;
 pub use crate::user::{Calls, LiveKit, PresenceMode, TurnLogin};
 pub use auth::{Requester, requester};
 pub use error::Error;
-pub use rates::PASSWORDS;
 pub use server::{Contact, Support};
 pub use synapse::Nonces;
 #[cfg(test)]

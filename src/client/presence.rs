@@ -34,6 +34,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     let Status { presence, status_msg } = request.json().await?;
     let status = PresenceStatus::of(&presence)
         .ok_or_else(|| ErrorResponse::invalid_param("presence is online, unavailable or offline"))?;
+    let status_msg = status_msg.filter(|_| !requester.is_shadow_banned);
     client.users.set_presence(&requester, status, status_msg).await?;
     Ok(Response::ok())
 }

@@ -2,8 +2,12 @@
 //!
 //! A rate is for one thing, so that no app is refused one for having done much of another. Reading has no rate, unless
 //! it needs no access token, makes this server ask another one, or looks at very much.
+//!
+//! Those that have a setting in `[rates]` hold as they stand here until it is set; an account may have a rate of its own for
+//! what it sends, or none of them hold for it ([`crate::user::Pace`]).
 
-use crate::http::{AttemptRates, Rate};
+use crate::http::{AttemptRates, ErrorResponse, Rate, Request};
+use crate::user::Requester;
 
 /// Passwords. Wrong ones are counted by address, by user, by an address where the user was lately, and by session.
 pub const PASSWORDS: AttemptRates = AttemptRates {
@@ -32,6 +36,20 @@ pub const TERMS: Rate = Rate { name: "pages of terms", per_second: 0.5, burst: 3
 pub const BROWSE: Rate = Rate { name: "public rooms", per_second: 10.0, burst: 100.0 };
 /// Events sent, by user.
 pub const SEND: Rate = Rate { name: "events", per_second: 50.0, burst: 500.0 };
+
+/// Takes one event from what a user may send.
+pub fn limit_send(request: &Request, requester: &Requester) -> Result<(), ErrorResponse> {
+    let user = requester.user_id.as_str();
+    match requester.pace {
+        Some(pace) => {
+            // A burst of none would be no event at all.
+            let (per_second, burst) = (pace.per_second.into(), pace.burst.max(1).into());
+            request.limit_user_at(&Rate { per_second, burst, ..SEND }, user)
+        }
+        None => request.limit_user(&SEND, user),
+    }
+}
+
 /// Messages to devices, by user. An app shares the keys of a large room in hundreds of them.
 pub const TO_DEVICE: Rate = Rate { name: "messages to devices", per_second: 50.0, burst: 500.0 };
 /// Data stored for a user beside events, by user: receipts, typing, account data, keys. Each is a commit of its own.

@@ -56,6 +56,24 @@ impl Given<'_> {
         table.iter().map(place).collect()
     }
 
+    /// How often something may be done.
+    pub fn rate(&self) -> Result<(f64, f64), String> {
+        let wrong = || format!("must be a rate such as {}, with a burst_count of 1 or more", self.example);
+        let table = self.value.as_table().filter(|table| table.len() == 2).ok_or_else(wrong)?;
+        let number = |name: &str| {
+            let number: f64 = match table.get(name)?.get_ref() {
+                DeValue::Integer(number) => number.as_str().parse().ok()?,
+                DeValue::Float(number) => number.as_str().parse().ok()?,
+                _ => return None,
+            };
+            Some(number).filter(|number| number.is_finite())
+        };
+        match (number("per_second"), number("burst_count")) {
+            (Some(per_second), Some(burst)) if per_second > 0.0 && burst >= 1.0 => Ok((per_second, burst)),
+            _ => Err(wrong()),
+        }
+    }
+
     pub fn flag(&self) -> Result<bool, String> {
         self.value.as_bool().ok_or_else(|| format!("must be true or false, not {}", self.value.type_str()))
     }

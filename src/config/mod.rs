@@ -13,9 +13,10 @@ use ruma::OwnedServerName;
 use toml::de::{DeTable, DeValue};
 
 use crate::client::{Options, Registration};
+use crate::http::Rate;
 use crate::media;
 use crate::relay::Options as RelayOptions;
-use crate::room::SearchOptions;
+use crate::room::{Policies, SearchOptions};
 use crate::web::Mount;
 use client::Client;
 use federation::Federation;
@@ -41,8 +42,10 @@ mod files;
 mod metrics;
 mod notices;
 mod page;
+mod policies;
 mod previews;
 mod push;
+mod rates;
 mod rooms;
 mod search;
 mod setting;
@@ -71,11 +74,13 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         general::SETTINGS,
         certificates::GENERAL,
         client::SETTINGS,
+        rates::SETTINGS,
         page::SETTINGS,
         metrics::SETTINGS,
         federation::SETTINGS,
         certificates::SETTINGS,
         rooms::SETTINGS,
+        policies::SETTINGS,
         search::SETTINGS,
         files::SETTINGS,
         previews::SETTINGS,
@@ -115,6 +120,8 @@ pub struct Config {
     pub media: media::Options,
     pub trusted_proxies: Vec<IpAddr>,
     pub rate_limits: bool,
+    /// Rates of the client API, each instead of the one of its name.
+    pub rates: Vec<Rate>,
     /// The machine's clock is right whatever the database remembers.
     pub trust_clock: bool,
     pub log: String,
@@ -128,6 +135,7 @@ pub struct Config {
     pub certificates: Certificates,
     pub federation: Federation,
     pub rooms: Rooms,
+    pub policies: Policies,
     pub previews: Previews,
     pub search: SearchOptions,
     pub push: Push,
@@ -364,6 +372,7 @@ impl Default for Config {
             media: media::Options::default(),
             trusted_proxies: Vec::new(),
             rate_limits: true,
+            rates: Vec::new(),
             trust_clock: false,
             log: String::new(),
             json_log: false,
@@ -374,6 +383,7 @@ impl Default for Config {
             certificates: Certificates::default(),
             federation: Federation::default(),
             rooms: Rooms::default(),
+            policies: Policies::default(),
             previews: Previews::default(),
             search: SearchOptions::default(),
             push: Push::default(),

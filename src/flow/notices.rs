@@ -67,6 +67,9 @@ pub enum NotTold {
 
 impl Notices {
     pub fn new(users: Users, rooms: Rooms, options: NoticeOptions) -> Notices {
+        if let Ok(own) = users.new_id(&options.user) {
+            rooms.set_own_user(&own);
+        }
         Notices(Arc::new(Inner {
             users,
             rooms,

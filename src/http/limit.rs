@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use super::ErrorResponse;
 use crate::base::shares::{neighbourhood, network};
-use crate::base::{Clock, Owner, Shares};
+use crate::base::{Clock, Live, Owner, Shares};
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -42,6 +42,8 @@ pub struct AttemptRates {
 pub struct Limits {
     clock: Clock,
     hasher: RandomState,
+    /// Rates that the owner has set, a handful: each holds instead of the one of its name.
+    set: Live<Vec<Rate>>,
     /// Nothing when the owner switched limits off.
     buckets: Option<Mutex<Shares<u64, Bucket>>>,
 }
@@ -76,39 +78,54 @@ impl Try {
 impl Limits {
     pub fn new(clock: Clock) -> Self {
         let buckets = Some(Mutex::new(Shares::new(ACCOUNTS_MAX, STRANGERS_MAX)));
-        Self { clock, hasher: RandomState::new(), buckets }
+        Self { clock, hasher: RandomState::new(), set: Live::default(), buckets }
+    }
+
+    /// Rates that hold from now on instead of those of their names.
+    pub fn set_rates(&self, rates: Vec<Rate>) {
+        self.set.set(rates);
+    }
+
+    fn in_force(&self, rate: &Rate) -> Rate {
+        self.set.get().iter().find(|set| set.name == rate.name).copied().unwrap_or(*rate)
     }
 
     /// Lets everything pass.
     pub fn off(clock: Clock) -> Self {
-        Self { clock, hasher: RandomState::new(), buckets: None }
+        Self { clock, hasher: RandomState::new(), set: Live::default(), buckets: None }
     }
 
     /// By address; an IPv6 caller is its /64, the block one customer gets.
     pub fn take_ip(&self, rate: &Rate, ip: IpAddr) -> Result<(), ErrorResponse> {
-        self.take(rate, self.address(ip))
+        self.take(&self.in_force(rate), self.address(ip))
     }
 
     /// By the name of a user whose access token the request has shown.
     pub fn take_user(&self, rate: &Rate, user: &str) -> Result<(), ErrorResponse> {
-        self.take(rate, self.known(user))
+        self.take(&self.in_force(rate), self.known(user))
+    }
+
+    /// As [`Limits::take_user`], at a rate that is this user's own.
+    pub fn take_user_at(&self, own: &Rate, user: &str) -> Result<(), ErrorResponse> {
+        self.take(own, self.known(user))
     }
 
     /// By the name of another server that has signed the request.
     pub fn take_server(&self, rate: &Rate, server: &str) -> Result<(), ErrorResponse> {
         let owner = Owner::Stranger(self.hasher.hash_one(neighbourhood(server)));
-        self.take(rate, Caller { owner, who: self.hasher.hash_one(server) })
+        self.take(&self.in_force(rate), Caller { owner, who: self.hasher.hash_one(server) })
     }
 
     /// Counts a password attempt as a wrong one for each of these callers, to be forgiven when it was right. Attempts
     /// under way count too, or very many could be made at once.
     pub(super) fn attempt(self: &Arc<Self>, rates: &AttemptRates, callers: &[Caller]) -> Result<Try, ErrorResponse> {
-        let mut attempt = Try { limits: self.clone(), wrong: rates.wrong, keys: Vec::new() };
+        let (wrong, all) = (self.in_force(&rates.wrong), self.in_force(&rates.all));
+        let mut attempt = Try { limits: self.clone(), wrong, keys: Vec::new() };
         for caller in callers {
-            let taken = self.take(&rates.wrong, *caller);
+            let taken = self.take(&wrong, *caller);
             if let Err(refused) = taken.and_then(|()| {
-                attempt.keys.push(self.key(&rates.wrong, *caller));
-                self.take(&rates.all, *caller)
+                attempt.keys.push(self.key(&wrong, *caller));
+                self.take(&all, *caller)
             }) {
                 attempt.forgive();
                 return Err(refused);
@@ -198,6 +215,26 @@ mod tests {
         clock.advance(Duration::from_secs(10));
         limits.take_user(&SLOW, "@a:b").unwrap();
         limits.take_user(&SLOW, "@a:b").unwrap_err();
+    }
+
+    #[test]
+    fn a_rate_that_is_set_holds_at_once() {
+        let clock = Clock::simulated(0);
+        let limits = Limits::new(clock.clone());
+        let times = |rate: &Rate| (0..1000).take_while(|_| limits.take_user(rate, "@a:b").is_ok()).count();
+        assert_eq!(times(&SLOW), 5);
+        limits.set_rates(vec![Rate { per_second: 2.0, burst: 20.0, ..SLOW }]);
+        clock.advance(Duration::from_secs(2));
+        assert_eq!((times(&SLOW), times(&FAST)), (4, 500));
+        clock.advance(Duration::from_secs(100));
+        assert_eq!(times(&SLOW), 20);
+        limits.set_rates(Vec::new());
+        clock.advance(Duration::from_secs(100));
+        assert_eq!(times(&SLOW), 5);
+        // One's own goes before both.
+        let own = Rate { per_second: 100.0, burst: 50.0, ..SLOW };
+        clock.advance(Duration::from_secs(1));
+        assert_eq!((0..1000).take_while(|_| limits.take_user_at(&own, "@a:b").is_ok()).count(), 50);
     }
 
     /// A caller with a network of addresses refilled all buckets, its own included, by asking from 2,048 of them.

@@ -316,6 +316,14 @@ impl Request {
         self.tools.limits.take_user(rate, user)
     }
 
+    /// As [`Request::limit_user`], at a rate that is this user's own.
+    pub fn limit_user_at(&self, own: &Rate, user: &str) -> Result<(), ErrorResponse> {
+        if self.is_unlimited() {
+            return Ok(());
+        }
+        self.tools.limits.take_user_at(own, user)
+    }
+
     /// Takes one request from the allowance of the server that has signed the request.
     pub fn limit_server(&self, rate: &Rate, server: &str) -> Result<(), ErrorResponse> {
         self.tools.limits.take_server(rate, server)

@@ -337,9 +337,9 @@ impl Rooms {
             Some(account) if account.standing != user::Standing::Active || account.locked || account.suspended => {
                 Err(Error::Forbidden("The account is closed, locked or suspended".into()))
             }
-            _ => Ok(user::id_of(read, user)?),
+            account => Ok((user::id_of(read, user)?, account.is_some_and(|account| account.shadow_banned))),
         });
-        let sender = sender.await?;
+        let (sender, is_shadow_banned) = sender.await?;
         let sender = OwnedUserId::try_from(sender).map_err(|_| Error::NotFound)?;
         let room = OwnedRoomId::try_from(event.room_id.as_str()).map_err(|_| Error::NotFound)?;
         let is_member = event.kind == MEMBER && event.state_key.is_some();
@@ -363,6 +363,10 @@ impl Rooms {
             txn: Some((String::new(), id.to_owned())),
             paid: None,
         };
+        // Its leaves are an app's that has gone: they may be known.
+        if is_shadow_banned && !is_member {
+            return Ok(self.send_to_nobody(&sender, &room, sending).await?.to_string());
+        }
         Ok(self.send(&sender, &room, sending).await?.to_string())
     }
 

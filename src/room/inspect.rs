@@ -25,6 +25,8 @@ const WORD_CHARS_MAX: usize = 255;
 /// What the texts of one page of rooms take, in bytes: behind the room that reaches it the page ends. One room has seven texts of
 /// 2,000 characters at most, four of [`WORD_CHARS_MAX`], and its id.
 const FOUND_BYTES_MAX: usize = 48 * 1024;
+/// Members by whom a room without a name is named.
+const WHO_NAMED: usize = 3;
 /// Members read at once.
 const MEMBERS_A_READ: usize = 200;
 
@@ -104,6 +106,7 @@ impl ListedRoom {
 #[derive(Debug, Clone)]
 pub struct BriefRoom {
     pub room_id: String,
+    /// Its name; of a room without one who is in it.
     pub name: Option<String>,
     /// Whether this server is in the room.
     pub resident: bool,
@@ -158,6 +161,16 @@ impl Rooms {
             let (page, total) = ranks(read, &wanted, order, false, from, most)?;
             let page: Result<Vec<_>> = page.into_iter().map(|num| brief(read, num)).collect();
             Ok((page?, total))
+        })
+        .await
+    }
+
+    /// A room in a few words. `NotFound` when it is not known here, or only by an invite.
+    pub async fn brief(&self, room_id: &RoomId) -> Result<BriefRoom> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| {
+            let num = room::num(read, room_id.as_str())?.ok_or(Error::NotFound)?;
+            brief(read, num)
         })
         .await
     }
@@ -398,8 +411,12 @@ fn ranks(
 fn brief(read: &Read, num: RoomNum) -> Result<BriefRoom> {
     let room = state::known_num(read, num)?;
     let name = room.view(read).text("m.room.name", "name")?.map(|name| bounded(name, NAME_CHARS_MAX));
+    let name = match name.filter(|name| !name.trim().is_empty()) {
+        Some(name) => Some(name),
+        None => who(read, num, room.row.joined)?,
+    };
     Ok(BriefRoom {
-        name: name.filter(|name| !name.trim().is_empty()),
+        name,
         resident: room.is_resident(),
         joined: room.row.joined,
         local_joined: local_joined(read, num)?,
@@ -407,6 +424,31 @@ fn brief(read: &Read, num: RoomNum) -> Result<BriefRoom> {
         bytes: room.row.bytes,
         public: room.row.public,
         room_id: room.row.id,
+    })
+}
+
+/// Who is in a room without a name: a few of the joined, such as "anna, tom and 3 others". None when nobody is.
+fn who(read: &Read, num: RoomNum, joined: u64) -> Result<Option<String>> {
+    let mut some: Vec<UserNum> = Vec::new();
+    member::list(read, num, Membership::Join, None, &mut |user, _| {
+        some.push(user);
+        Ok(if some.len() < WHO_NAMED { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    let mut names = Vec::with_capacity(some.len());
+    for user in some {
+        let id = user::id_of(read, user)?;
+        let localpart = id.trim_start_matches('@').split(':').next().unwrap_or_default();
+        names.push(bounded(localpart, NAME_CHARS_MAX / WHO_NAMED - 2));
+    }
+    Ok(match (names.len(), joined.saturating_sub(names.len() as u64)) {
+        (0, _) => None,
+        (1, 0) => Some(format!("{} alone", names[0])),
+        (_, 0) => {
+            let last = names.pop().unwrap_or_default();
+            Some(format!("{} and {last}", names.join(", ")))
+        }
+        (_, 1) => Some(format!("{} and another", names.join(", "))),
+        (_, more) => Some(format!("{} and {more} others", names.join(", "))),
     })
 }
 
@@ -470,7 +512,6 @@ mod tests {
         let anna = house.user("anna").await;
         for _ in 0..10 {
             let (name, topic) = (Some("\u{1f3e0}".repeat(2000)), Some("long".repeat(1000)));
-            house.clock.advance(std::time::Duration::from_millis(1));
             house.rooms.create(&anna, Create { name, topic, ..Create::default() }).await.unwrap();
         }
         let (mut from, mut pages) = (0, Vec::new());

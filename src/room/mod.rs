@@ -2,7 +2,7 @@
 //!
 //! Sub-rooms, lowest floor first; `tests/it/floors.rs` holds them:
 //!
-//! - `error.rs`, `lock.rs`, `ignored.rs`, `invite_rules.rs`: the ground; `words/`: the words of events, and the index of them;
+//! - `error.rs`, `lock.rs`, `ignored.rs`, `invite_rules.rs`, `policies.rs` (what the operator lets people do): the ground; `words/`: the words of events, and the index of them;
 //! - `state/`: read only: room state as the rules read it, state resolution, which servers may ask, stripped state;
 //! - `append/`: the one door in. Nothing but it (and the flip of a big join) makes an event part of a room;
 //! - `receive/`: events from other servers, and the gaps before them; `send/`: events of local users;
@@ -23,11 +23,11 @@
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use ruma::{OwnedEventId, OwnedServerName, RoomId, ServerName, UserId};
+use ruma::{OwnedEventId, OwnedServerName, OwnedUserId, RoomId, ServerName, UserId};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -57,6 +57,7 @@ mod neighbours;
 mod read;
 mod notify;
 mod operator;
+mod policies;
 mod purge;
 mod receive;
 mod send;
@@ -86,6 +87,7 @@ pub use join::admission::Policy;
 pub use membership::profile::Renewal;
 pub use neighbours::{Neighbour, SharedRoom};
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
+pub use policies::{Policies, Who};
 pub use read::filter::{Events, Filter};
 pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};
@@ -167,6 +169,9 @@ struct Inner {
     words: words::keep::Keeper,
     days: days::Days,
     counts: Arc<append::new_event::Counts>,
+    /// What people here may do, by the settings; and the account in whose name the server acts.
+    policies: base::Live<Policies>,
+    own_user: OnceLock<OwnedUserId>,
 }
 
 impl Rooms {
@@ -202,6 +207,8 @@ impl Rooms {
             words,
             days,
             counts: Arc::default(),
+            policies: base::Live::default(),
+            own_user: OnceLock::new(),
         }))
     }
 

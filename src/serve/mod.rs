@@ -285,6 +285,7 @@ impl Server {
             scratch: folder.join(SCRATCH),
         });
         rooms.set_admission(config.rooms.admission);
+        rooms.set_policies(config.policies.clone());
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
         rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         rooms.set_purges_left_rooms(config.rooms.purge_left);
@@ -406,7 +407,9 @@ impl Server {
 
         let (workers, reached) = (Workers::default(), Arc::new(OnceLock::new()));
         let limits = if config.rate_limits { Limits::new(clock.clone()) } else { Limits::off(clock.clone()) };
-        let door = HttpServer::new(clock.clone(), &budget, Arc::new(limits), config.trusted_proxies.clone());
+        limits.set_rates(config.rates.clone());
+        let limits = Arc::new(limits);
+        let door = HttpServer::new(clock.clone(), &budget, limits.clone(), config.trusted_proxies.clone());
         let in_use = [("client", &client_certificate), ("federation", &federation_certificate)];
         let in_use = in_use.iter().filter_map(|(name, found)| Some((*name, found.as_ref()?.clone())));
         let in_use: Vec<_> = in_use.collect();
@@ -434,7 +437,10 @@ impl Server {
             workers: workers.clone(),
             settings: Live::new(admin_settings(&config)),
             database: folder.join(DATABASE),
-            page: Arc::new(admin::Desk::new(config.page.enabled.then(|| config.page.path.clone()), client::PASSWORDS)),
+            page: Arc::new(admin::Desk::new(
+                config.page.enabled.then(|| config.page.path.clone()),
+                client::rates::PASSWORDS,
+            )),
             addresses: reached.clone(),
             sources: findings::sources(&clock, &store, &remote),
             gauges,
@@ -456,6 +462,7 @@ impl Server {
             admin: admin.clone(),
             media: media.clone(),
             door: door.clone(),
+            limits,
             folders,
             certificates: in_use.into_iter().map(|(_, certificate)| certificate).collect(),
             relay: OnceLock::new(),

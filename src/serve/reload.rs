@@ -14,8 +14,8 @@ use crate::base::blocking;
 use crate::client::Client;
 use crate::config::{Config, Previews, settings};
 use crate::federation::Federation;
-use crate::http::HttpServer;
 use crate::http::tls::Certificate;
+use crate::http::{HttpServer, Limits};
 use crate::media::{Media, PreviewOptions};
 use crate::web::Folders;
 
@@ -28,6 +28,7 @@ pub struct Reloader {
     pub admin: Arc<Admin>,
     pub media: Media,
     pub door: Arc<HttpServer>,
+    pub limits: Arc<Limits>,
     pub folders: Folders,
     pub certificates: Vec<Arc<Certificate>>,
     /// Set once its ports are open.
@@ -75,6 +76,7 @@ impl Reloader {
         let client = &self.client;
         log::set_filter(&config.log);
         client.rooms.set_admission(config.rooms.admission);
+        client.rooms.set_policies(config.policies.clone());
         client.rooms.set_forgets_left_rooms(config.rooms.forget_left);
         client.rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         client.rooms.set_purges_left_rooms(config.rooms.purge_left);
@@ -95,6 +97,7 @@ impl Reloader {
             federation.well_known_server.set(config.federation.name.clone());
         }
         self.admin.settings.set(admin_settings(config));
+        self.limits.set_rates(config.rates.clone());
         self.door.set_trusted_proxies(config.trusted_proxies.clone());
         self.folders.set(config.web.clone());
         self.admin.certificates.try_now();

@@ -4,6 +4,7 @@ mod crash;
 mod accounts;
 mod appservices;
 mod backup;
+mod bots;
 mod calls;
 mod commands;
 mod devices;

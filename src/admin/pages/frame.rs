@@ -21,7 +21,7 @@ use ruma::OwnedUserId;
 use subtle::ConstantTimeEq;
 
 use crate::admin::{Admin, error::Error};
-use crate::http::page::{MARK, field, trouble};
+use crate::http::page::{MARK, escaped, field, trouble};
 use crate::http::{AttemptRates, ErrorResponse, Request, Response, Router, Routes, StatusCode};
 use crate::user::form_token;
 
@@ -139,6 +139,12 @@ const SECTIONS: &[Section] = &[
         label: "Servers",
         path: "servers/",
         lines: "M12 20.5a8.5 8.5 0 1 0 0-17 8.5 8.5 0 0 0 0 17zM3.5 12h17M12 3.5c2.4 2.4 3.6 5.2 3.6 8.5s-1.2 6.1-3.6 8.5c-2.4-2.4-3.6-5.2-3.6-8.5s1.2-6.1 3.6-8.5z",
+    },
+    Section {
+        key: "backups",
+        label: "Backups",
+        path: "backups/",
+        lines: "M4 5.5h16v4H4zM5.5 9.5V18A1.5 1.5 0 0 0 7 19.5h10a1.5 1.5 0 0 0 1.5-1.5V9.5M12 12v4.5M9.8 14.4 12 16.6l2.2-2.2",
     },
     Section {
         key: "settings",
@@ -325,6 +331,8 @@ const SAID: &[(&str, &str)] = &[
     ("disallow-room", "This room may not be joined when it is large."),
     ("cancel-join", "The join ends, and what it had stored is removed."),
     ("remove-report", "The report is removed."),
+    ("backup-now", "A backup is being made."),
+    ("cancel-backup", "The backup ends. A folder keeps what is written, and the next one goes on with it."),
     ("try-now", "What waits for this server is sent now."),
 ];
 
@@ -372,6 +380,20 @@ pub fn sentence(text: &str) -> String {
     let first: String = rest.next().into_iter().flat_map(char::to_uppercase).collect();
     let end = if text.ends_with(['.', '!', '?']) { "" } else { "." };
     format!("{first}{}{end}", rest.as_str())
+}
+
+/// A plain text as HTML, in which what stands between backticks is code.
+pub fn coded(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 32);
+    let last = text.matches('`').count();
+    for (at, part) in text.split('`').enumerate() {
+        match at % 2 == 1 {
+            true if at < last => out.push_str(&format!("<code>{}</code>", escaped(part))),
+            true => out.push_str(&format!("`{}", escaped(part))),
+            false => out.push_str(&escaped(part)),
+        }
+    }
+    out
 }
 
 /// Registers pages below the root.
@@ -528,4 +550,16 @@ fn kept(kind: &'static str, text: &'static str) -> Response {
 /// Any other path below the root.
 pub async fn nowhere(_: Visit) -> Result<Response, Error> {
     Err(ErrorResponse::not_found("There is no page at this address. The navigation has all there are").into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_in_a_sentence_is_code_and_nothing_in_it_is_html() {
+        assert_eq!(coded("`snug rooms` & <b>"), "<code>snug rooms</code> &amp; &lt;b&gt;");
+        assert_eq!(coded("a `b <i>`, `c`"), "a <code>b &lt;i&gt;</code>, <code>c</code>");
+        assert_eq!((coded("one ` alone").as_str(), coded("").as_str()), ("one ` alone", ""));
+    }
 }

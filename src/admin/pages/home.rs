@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use askama::Template;
 
-use super::frame::{Frame, Pieces, Visit, sentence};
+use super::frame::{Frame, Pieces, Visit, coded, sentence};
 use super::share::Share;
 use super::{address_for_apps, days, is_only_here, qr};
 use crate::admin::findings::{self, Severity};
@@ -65,7 +65,8 @@ pub async fn pieces(admin: &Arc<Admin>) -> Result<Pieces, Error> {
 
 #[derive(Template)]
 #[template(path = "findings.html")]
-struct Findings {
+struct Findings<'a> {
+    root: &'a str,
     /// Of the sign: nothing when all is well.
     class: &'static str,
     headline: String,
@@ -75,7 +76,22 @@ struct Findings {
 
 struct FindingRow {
     class: &'static str,
+    /// HTML.
     sentence: String,
+    /// Where more of it is: below the root, and what that is called.
+    more: Option<(&'static str, &'static str)>,
+}
+
+/// The page of this page's own that has to do with a finding.
+fn more(about: &str) -> Option<(&'static str, &'static str)> {
+    match about {
+        "reports" => Some(("reports/", "Reports")),
+        "backup" | "restored" => Some(("backups/", "Backups")),
+        "servers" | "internet" => Some(("servers/", "Servers")),
+        "workers" => Some(("workers", "Workers")),
+        "program" | "database" => Some(("log", "Log")),
+        _ => None,
+    }
 }
 
 fn class(severity: Severity) -> &'static str {
@@ -99,11 +115,16 @@ async fn findings(admin: &Arc<Admin>) -> Result<String, Error> {
     };
     let rows = found.into_iter().take(FINDINGS_SHOWN);
     let page = Findings {
+        root: admin.page.root(),
         class: worst.filter(|worst| *worst > Severity::Note).map_or("", class),
         headline,
         server: admin.users.server().to_string(),
         rows: rows
-            .map(|finding| FindingRow { class: class(finding.severity), sentence: sentence(&finding.sentence) })
+            .map(|finding| FindingRow {
+                class: class(finding.severity),
+                sentence: coded(&sentence(&finding.sentence)),
+                more: more(finding.about),
+            })
             .collect(),
     };
     Ok(page.render().map_err(ErrorResponse::internal)?)
@@ -117,6 +138,8 @@ struct Memory {
     now: Share,
     high: Share,
     warning: Option<String>,
+    /// More than there should be.
+    is_over: bool,
 }
 
 fn memory(admin: &Admin) -> Result<String, Error> {
@@ -126,6 +149,7 @@ fn memory(admin: &Admin) -> Result<String, Error> {
         total: human(profile.total),
         now: Share::new(resident.now_bytes, profile.total),
         high: Share::new(resident.high_water_bytes, profile.total),
+        is_over: resident.now_bytes > profile.total,
         warning: Granted::now().warning(profile),
     };
     Ok(page.render().map_err(ErrorResponse::internal)?)

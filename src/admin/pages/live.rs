@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use super::frame::{Pieces, Visit, Visitor};
-use super::{home, rooms, workers};
+use super::{backups, home, rooms, workers};
 use crate::admin::error::Error;
 use crate::http::{Body, ErrorResponse, Response, StatusCode, channel};
 
@@ -32,6 +32,7 @@ async fn pieces(visitor: &Visitor, part: &str) -> Result<Option<Pieces>, Error> 
     Ok(match part {
         "home" => Some(home::pieces(admin).await?),
         "rooms" => Some(rooms::pieces(admin, &visitor.token).await?),
+        "backups" => Some(backups::pieces(admin, &visitor.token).await?),
         "workers" => Some(workers::pieces(admin)?),
         _ => None,
     })

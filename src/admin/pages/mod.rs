@@ -5,6 +5,7 @@
 //! form and the host of a request are cut or refused before they are shown. What administrators see stands in the frame of
 //! `frame.rs`, a file for each page, with templates that escape every text. Read `frame.rs`, `home.rs`, then the others.
 
+mod backups;
 mod days;
 pub mod certificate;
 mod first_account;
@@ -62,6 +63,7 @@ pub fn routes(router: &mut Router, admin: &std::sync::Arc<Admin>) {
     rooms::routes(&mut pages);
     reports::routes(&mut pages);
     servers::routes(&mut pages);
+    backups::routes(&mut pages);
     settings::routes(&mut pages);
     pages.show("workers", workers::show).show("log", log::show);
     pages.show("{*rest}", frame::nowhere);

@@ -49,6 +49,7 @@ fn badges(account: &Account, has_link: bool) -> Vec<Badge> {
     let is_active = account.standing == Standing::Active;
     let words = [
         (account.admin, "administrator", ""),
+        (account.bot, "bot", ""),
         (account.standing == Standing::Deactivated, "closed", "wrong"),
         (account.locked && is_active, "locked", "wrong"),
         (account.suspended && is_active, "suspended", "look"),
@@ -70,7 +71,7 @@ pub(super) fn ago(then_ms: u64, now_ms: u64) -> String {
 }
 
 /// Such as `2026-12-07 10:15 UTC`.
-fn moment(unix_ms: u64) -> String {
+pub(super) fn moment(unix_ms: u64) -> String {
     let text = timestamp(unix_ms);
     format!("{} {} UTC", &text[..10], &text[11..16])
 }

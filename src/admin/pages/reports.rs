@@ -1,7 +1,7 @@
 //! Reports: what people here find wrong, and what an administrator may do about it.
 
 use askama::Template;
-use ruma::OwnedUserId;
+use ruma::{OwnedRoomId, OwnedUserId};
 
 use super::frame::{Form, Frame, Pages, Visit};
 use super::people::ago;
@@ -61,6 +61,13 @@ async fn row(admin: &Admin, number: u32, report: Report) -> Result<Row, Error> {
         is_locked: false,
         is_message: report.event_id.is_some(),
     };
+    if let Some((_, name)) = &mut row.room
+        && let Ok(room_id) = OwnedRoomId::try_from(name.as_str())
+        && let Ok(room) = admin.rooms.brief(&room_id).await
+        && let Some(found) = room.name
+    {
+        *name = found;
+    }
     let user_id = report.user_id.and_then(|user_id| OwnedUserId::try_from(user_id).ok());
     if let Some(user_id) = user_id.filter(|user_id| user_id.server_name() == admin.users.server())
         && let Some(person) = admin.users.person(&user_id).await?

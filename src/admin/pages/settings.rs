@@ -4,7 +4,7 @@ use std::path::Path;
 
 use askama::Template;
 
-use super::frame::{Form, Frame, Pages, Visit};
+use super::frame::{Form, Frame, Pages, Visit, coded};
 use super::rooms::many;
 use crate::admin::{
     Setting,
@@ -34,7 +34,34 @@ struct Page {
 
 struct Section {
     key: &'static str,
+    title: &'static str,
     about: String,
+}
+
+/// What a section is about, where its name does not say it.
+fn title(key: &str) -> &'static str {
+    match key {
+        "general" => "Names, addresses, accounts",
+        "client" => "HTTPS for apps",
+        "page" => "This page",
+        "metrics" => "Who may watch the server",
+        "federation" => "Other servers",
+        "acme" => "Certificates from an authority",
+        "rooms" => "Rooms and their history",
+        "search" => "Search in messages",
+        "media" => "Pictures and files",
+        "previews" => "Previews of links",
+        "push" => "Notifications to phones",
+        "calls" => "Calls",
+        "turn" => "The relay for calls",
+        "rtc" => "Group calls",
+        "home" => "The home network",
+        "notices" => "Notices to people here",
+        "terms" => "Terms of use",
+        "backup" => "Backups",
+        "support" => "Whom to ask",
+        _ => "",
+    }
 }
 
 /// The section of a setting; those outside of any are `general`.
@@ -62,7 +89,7 @@ async fn page(visit: &Visit, changed: Option<String>, restart: Vec<&'static str>
             0 => "all as they come".to_owned(),
             set => format!("{set} in the file"),
         };
-        Section { key, about: format!("{}, {set}", many(all, "setting")) }
+        Section { key, title: title(key), about: format!("{}, {set}", many(all, "setting")) }
     });
     let page = Page {
         frame: visit.frame("settings", "Settings"),
@@ -93,6 +120,7 @@ pub async fn reload(visit: Visit, _: Form) -> Result<Response, Error> {
 #[template(path = "settings_section.html")]
 struct SectionPage {
     frame: Frame,
+    title: &'static str,
     key: &'static str,
     file: Option<String>,
     rows: Vec<Row>,
@@ -104,7 +132,8 @@ struct Row {
     value: Option<String>,
     otherwise: Option<&'static str>,
     example: &'static str,
-    doc: &'static str,
+    /// HTML.
+    doc: String,
     is_live: bool,
 }
 
@@ -120,12 +149,13 @@ pub async fn section(visit: Visit) -> Result<Response, Error> {
         let Setting { name, written, default, example, doc, is_live } = setting;
         let name = name.rsplit_once('.').map_or(name, |(_, name)| name);
         let value = written.map(|text| bounded(text, VALUE_CHARS_MAX));
-        Row { name, value, otherwise: default, example, doc, is_live }
+        Row { name, value, otherwise: default, example, doc: coded(doc), is_live }
     });
     let rows = rows.collect();
     visit
         .page(&SectionPage {
             frame: visit.frame("settings", format!("Settings: {key}")),
+            title: title(key),
             key,
             file: file.map(shown),
             rows,

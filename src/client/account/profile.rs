@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::budget::Grant;
-use crate::client::{Client, Error, auth, rates};
+use crate::client::{Client, Error, Requester, auth, rates};
 use crate::flow::{self, Propagate};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::user::SEARCH_BYTES;
@@ -64,15 +64,17 @@ pub async fn put_field(client: Arc<Client>, mut request: Request) -> Result<Resp
     let mut body: Map<String, Value> = request.json().await?;
     let field = request.param("field");
     let value = body.remove(field).ok_or_else(|| ErrorResponse::missing_param(field))?;
-    let propagate = propagate(&request)?;
+    let propagate = propagate(&request, &requester)?;
     flow::rename(&client.users, &client.rooms, &requester.user_id, field, Some(value), propagate).await?;
     Ok(Response::ok())
 }
 
 /// Which rooms show it, by the query; all when it says nothing.
-fn propagate(request: &Request) -> Result<Propagate, ErrorResponse> {
+fn propagate(request: &Request, requester: &Requester) -> Result<Propagate, ErrorResponse> {
     let wanted = request.query("propagate_to").or_else(|| request.query("computer.gingershaped.msc4466.propagate_to"));
     match wanted.as_deref() {
+        // Of a shadow-banned account no room hears.
+        None | Some("all" | "unchanged" | "none") if requester.is_shadow_banned => Ok(Propagate::None),
         None | Some("all") => Ok(Propagate::All),
         Some("unchanged") => Ok(Propagate::Unchanged),
         Some("none") => Ok(Propagate::None),
@@ -89,7 +91,7 @@ pub async fn delete_field(client: Arc<Client>, request: Request) -> Result<Respo
     let requester = auth::own(&client, &request).await?;
     auth::check_not_suspended(&requester)?;
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
-    let (field, propagate) = (request.param("field"), propagate(&request)?);
+    let (field, propagate) = (request.param("field"), propagate(&request, &requester)?);
     flow::rename(&client.users, &client.rooms, &requester.user_id, field, None, propagate).await?;
     Ok(Response::ok())
 }

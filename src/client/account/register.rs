@@ -106,7 +106,8 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     }
     let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
-    let new = New { localpart, password: Some(password), admin: false, agreed: client.options().terms.digest() };
+    let new =
+        New { localpart, password: Some(password), admin: false, agreed: client.options().terms.digest(), bot: false };
     let users = client.users.clone();
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {

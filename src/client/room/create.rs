@@ -57,7 +57,10 @@ struct State {
 pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::speaker(&client, &request).await?;
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
-    let body: Body = request.json_or_empty().await?;
+    let mut body: Body = request.json_or_empty().await?;
+    if requester.is_shadow_banned {
+        body.invite.clear();
+    }
     for _ in body.invite.iter().filter(|user| user.server_name() != client.rooms.server()) {
         request.limit_user(&rates::INVITE, requester.user_id.as_str())?;
     }
@@ -103,5 +106,6 @@ fn wanted(client: &Client, body: Body) -> Result<Create, ErrorResponse> {
         power_level_content_override: body.power_level_content_override,
         is_direct: body.is_direct,
         invite_reason: body.invite_reason,
+        by_server: false,
     })
 }

@@ -31,7 +31,7 @@ struct Wanted {
 /// 413 `M_TOO_LARGE` when the content is larger than an event; 429 `M_LIMIT_EXCEEDED` when the user has too many.
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    request.limit_user(&rates::SEND, requester.user_id.as_str())?;
+    rates::limit_send(&request, &requester)?;
     let Wanted { delay_ms, state_key, content } = request.json().await?;
     let delay = Delay {
         kind: request.param("type").to_owned(),

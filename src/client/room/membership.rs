@@ -6,7 +6,7 @@ use ruma::{OwnedRoomAliasId, OwnedRoomId, OwnedServerName, OwnedUserId, RoomId};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::directory;
+use super::{directory, unsent};
 use crate::client::{Client, Error, Requester, auth, rates, terms};
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
@@ -87,7 +87,10 @@ async fn join_room(
     if !client.notices.is_notice_room(requester, &room_id).await? {
         terms::check_agreed(client, request, requester).await?;
     }
-    let JoinBody { reason, mut rest } = request.json_or_empty().await?;
+    let JoinBody { mut reason, mut rest } = request.json_or_empty().await?;
+    if requester.is_shadow_banned {
+        (reason, rest) = (None, Map::new());
+    }
     // Signed by an identity server. No authorisation rule reads it in a join, and this server uses no identity server.
     rest.remove("third_party_signed");
     check_guest(client, request, requester, &room_id, via.clone()).await?;
@@ -150,6 +153,9 @@ pub async fn knock(client: Arc<Client>, mut request: Request) -> Result<Response
     request.limit_user(&rates::KNOCK, requester.user_id.as_str())?;
     let (room_id, via) = named_room(&client, &request).await?;
     let Reason { reason } = request.json_or_empty().await?;
+    if requester.is_shadow_banned {
+        return Ok(Response::json(&json!({ "room_id": room_id })));
+    }
     client.rooms.knock(&requester.user_id, &room_id, via, reason).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
@@ -163,7 +169,7 @@ pub async fn leave(client: Arc<Client>, mut request: Request) -> Result<Response
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let Reason { reason } = request.json_or_empty().await?;
     check_may_decline(&client, &requester, &room_id).await?;
-    client.rooms.leave(&requester.user_id, &room_id, reason).await?;
+    client.rooms.leave(&requester.user_id, &room_id, reason.filter(|_| !requester.is_shadow_banned)).await?;
     Ok(Response::ok())
 }
 
@@ -208,6 +214,10 @@ pub async fn invite(client: Arc<Client>, mut request: Request) -> Result<Respons
         .into());
     }
     let target = target(body)?;
+    if requester.is_shadow_banned {
+        unsent::member(&client, &requester, &room_id, &target.user_id, "invite").await?;
+        return Ok(Response::ok());
+    }
     client.rooms.invite(&requester.user_id, &room_id, &target.user_id, target.reason).await?;
     Ok(Response::ok())
 }
@@ -220,10 +230,10 @@ fn target(body: Map<String, Value>) -> Result<Target, ErrorResponse> {
 }
 
 /// The parameters of `kick`, `ban` and `unban`.
-async fn asked(client: &Client, request: &mut Request) -> Result<(OwnedUserId, OwnedRoomId, Target), Error> {
+async fn asked(client: &Client, request: &mut Request) -> Result<(Requester, OwnedRoomId, Target), Error> {
     let requester = auth::speaker(client, request).await?;
     let room_id = request.param_as("room_id")?;
-    Ok((requester.user_id, room_id, target(request.json().await?)?))
+    Ok((requester, room_id, target(request.json().await?)?))
 }
 
 /// POST /_matrix/client/v3/rooms/{room_id}/kick
@@ -231,9 +241,13 @@ async fn asked(client: &Client, request: &mut Request) -> Result<(OwnedUserId, O
 /// 400 `M_MISSING_PARAM` without `user_id`; 400 `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender
 /// is not in the room, the target is not joined, invited or knocking, or the authorisation rules refuse it.
 pub async fn kick(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let (user, room_id, target) = asked(&client, &mut request).await?;
+    let (requester, room_id, target) = asked(&client, &mut request).await?;
     let redacts = target.redacts();
-    client.rooms.kick(&user, &room_id, &target.user_id, target.reason, redacts).await?;
+    if requester.is_shadow_banned {
+        unsent::member(&client, &requester, &room_id, &target.user_id, "leave").await?;
+        return Ok(Response::ok());
+    }
+    client.rooms.kick(&requester.user_id, &room_id, &target.user_id, target.reason, redacts).await?;
     Ok(Response::ok())
 }
 
@@ -242,9 +256,13 @@ pub async fn kick(client: Arc<Client>, mut request: Request) -> Result<Response,
 /// 400 `M_MISSING_PARAM` without `user_id`; 400 `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender
 /// is not in the room or the authorisation rules refuse it.
 pub async fn ban(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let (user, room_id, target) = asked(&client, &mut request).await?;
+    let (requester, room_id, target) = asked(&client, &mut request).await?;
     let redacts = target.redacts();
-    client.rooms.ban(&user, &room_id, &target.user_id, target.reason, redacts).await?;
+    if requester.is_shadow_banned {
+        unsent::member(&client, &requester, &room_id, &target.user_id, "ban").await?;
+        return Ok(Response::ok());
+    }
+    client.rooms.ban(&requester.user_id, &room_id, &target.user_id, target.reason, redacts).await?;
     Ok(Response::ok())
 }
 
@@ -253,7 +271,11 @@ pub async fn ban(client: Arc<Client>, mut request: Request) -> Result<Response, 
 /// 400 `M_MISSING_PARAM` without `user_id`; 400 `M_BAD_JSON` when it is no user id; 403 `M_FORBIDDEN` when the sender
 /// is not in the room, the target is not banned, or the authorisation rules refuse it.
 pub async fn unban(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let (user, room_id, target) = asked(&client, &mut request).await?;
-    client.rooms.unban(&user, &room_id, &target.user_id, target.reason).await?;
+    let (requester, room_id, target) = asked(&client, &mut request).await?;
+    if requester.is_shadow_banned {
+        unsent::member(&client, &requester, &room_id, &target.user_id, "leave").await?;
+        return Ok(Response::ok());
+    }
+    client.rooms.unban(&requester.user_id, &room_id, &target.user_id, target.reason).await?;
     Ok(Response::ok())
 }

@@ -11,4 +11,5 @@ pub mod space;
 pub mod state;
 pub mod thread;
 pub mod timeline;
+mod unsent;
 pub mod upgrade;

@@ -80,6 +80,9 @@ pub async fn typing(client: Arc<Client>, mut request: Request) -> Result<Respons
     request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
     let body: TypingBody = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    if requester.is_shadow_banned {
+        return Ok(Response::ok());
+    }
     let length = body.typing.then(|| body.timeout.map_or(TYPING, Duration::from_millis));
     client.rooms.set_typing(&requester.user_id, &room_id, length).await?;
     client.users.acted(&requester);

@@ -8,8 +8,8 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Map, Value, json};
 
-use super::delayed;
 use super::membership::{check_guest, check_may_decline};
+use super::{delayed, unsent};
 use crate::budget::Grant;
 use crate::client::{Client, Error, Requester, auth, rates};
 use crate::flow;
@@ -83,7 +83,7 @@ pub async fn state(client: Arc<Client>, mut request: Request) -> Result<Response
     let ts = auth::massaged_time(&requester, &request)?;
     let sending = Sending { kind, state_key, content, redacts: None, sticky_ms, ts, txn: None, paid };
     let answer = sent(&client, &requester, &request, sending).await?;
-    if closes {
+    if closes && !requester.is_shadow_banned {
         flow::close(&client.users, &client.rooms, &requester, &request.param_as::<OwnedRoomId>("room_id")?).await;
     }
     Ok(answer)
@@ -127,7 +127,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
     let (kind, paid) = ("m.room.redaction".to_owned(), paid(&mut request));
     let sending = Sending { kind, state_key: None, content, redacts: Some(target), sticky_ms: None, ts, txn, paid };
     let answer = sent(&client, &requester, &request, sending).await?;
-    if !with_rel_types.is_empty() {
+    if !with_rel_types.is_empty() && !requester.is_shadow_banned {
         let room_id = request.param_as::<OwnedRoomId>("room_id")?;
         let (target, content) = related;
         client.rooms.redact_related(&requester.user_id, &room_id, &target, with_rel_types, content).await?;
@@ -137,7 +137,7 @@ pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Respons
 
 async fn asking(client: &Client, request: &Request) -> Result<Requester, Error> {
     let requester = auth::requester(client, request).await?;
-    request.limit_user(&rates::SEND, requester.user_id.as_str())?;
+    rates::limit_send(request, &requester)?;
     Ok(requester)
 }
 
@@ -189,6 +189,14 @@ fn membership_in(member: &RawValue) -> Option<String> {
 
 async fn sent(client: &Client, requester: &Requester, request: &Request, sending: Sending) -> Result<Response, Error> {
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    if requester.is_shadow_banned {
+        let membership = membership_in(&sending.content);
+        let event_id = match unsent::own(requester, &sending, membership.as_deref()) {
+            Some(sending) => client.rooms.send(&requester.user_id, &room_id, sending).await?,
+            None => client.rooms.send_to_nobody(&requester.user_id, &room_id, sending).await?,
+        };
+        return Ok(Response::json(&json!({ "event_id": event_id })));
+    }
     let event_id = client.rooms.send(&requester.user_id, &room_id, sending).await?;
     client.users.acted(requester);
     Ok(Response::json(&json!({ "event_id": event_id })))

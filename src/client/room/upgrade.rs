@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::client::{Client, Error, auth, rates};
 use crate::flow;
-use crate::http::{Request, Response};
+use crate::http::{ErrorResponse, Request, Response};
 
 #[derive(Deserialize)]
 struct Body {
@@ -27,6 +27,9 @@ pub async fn upgrade(client: Arc<Client>, mut request: Request) -> Result<Respon
     request.limit_user(&rates::CREATE, requester.user_id.as_str())?;
     let Body { new_version, additional_creators } = request.json().await?;
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    if requester.is_shadow_banned {
+        return Err(ErrorResponse::forbidden("You may not upgrade this room").into());
+    }
     let (users, rooms) = (&client.users, &client.rooms);
     let new = flow::upgrade(users, rooms, &requester, &room_id, &new_version, additional_creators).await?;
     Ok(Response::json(&json!({ "replacement_room": new })))

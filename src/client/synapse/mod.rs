@@ -13,6 +13,7 @@ use crate::budget::Grant;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::Requester;
 
+mod moderation;
 mod register;
 mod reports;
 mod rooms;

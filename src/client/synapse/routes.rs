@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{register, reports, rooms, server, users};
+use super::{moderation, register, reports, rooms, server, users};
 use crate::client::Client;
 use crate::http::{Method, Router};
 
@@ -27,6 +27,11 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V1, Method::POST, "/reset_password/{user_id}", users::reset_password)
         .under(&V1, Method::GET, "/users/{user_id}/admin", users::is_admin)
         .under(&V1, Method::PUT, "/users/{user_id}/admin", users::set_admin)
+        .under(&V1, Method::GET, "/users/{user_id}/override_ratelimit", moderation::pace)
+        .under(&V1, Method::POST, "/users/{user_id}/override_ratelimit", moderation::set_pace)
+        .under(&V1, Method::DELETE, "/users/{user_id}/override_ratelimit", moderation::unset_pace)
+        .under(&V1, Method::POST, "/users/{user_id}/shadow_ban", moderation::shadow_ban)
+        .under(&V1, Method::DELETE, "/users/{user_id}/shadow_ban", moderation::shadow_unban)
         .under(&V1, Method::GET, "/users/{user_id}/pushers", users::pushers)
         .under(&V1, Method::GET, "/users/{user_id}/joined_rooms", users::joined_rooms)
         .under(&V1, Method::GET, "/users/{user_id}/memberships", users::memberships)

@@ -49,7 +49,7 @@ async fn listed(client: Arc<Client>, request: Request, deactivated: Option<bool>
 
 fn order(name: Option<&str>) -> Result<Order, ErrorResponse> {
     Ok(match name {
-        // No account has a type or is shadow-banned here, so these are the order of names.
+        // Few have a type or are shadow-banned, so these are the order of names.
         None | Some("name" | "user_type" | "shadow_banned") => Order::Name,
         Some("is_guest") => Order::Guest,
         Some("admin") => Order::Admin,
@@ -69,7 +69,8 @@ fn shown(listed: &Listed) -> Value {
         "name": account.user_id, "displayname": listed.display_name, "avatar_url": listed.avatar_url,
         "is_guest": listed.is_guest, "admin": account.admin, "deactivated": account.standing == Standing::Deactivated,
         "erased": listed.is_erased, "locked": account.locked, "suspended": account.suspended,
-        "creation_ts": account.created_ms, "last_seen_ts": listed.seen_ms, "user_type": null, "shadow_banned": false,
+        "creation_ts": account.created_ms, "last_seen_ts": listed.seen_ms, "user_type": account.bot.then_some("bot"),
+        "shadow_banned": account.shadow_banned,
         "approved": true,
     })
 }
@@ -121,14 +122,17 @@ fn yes() -> bool {
 /// PUT /_synapse/admin/v2/users/{user_id}: 201 for a new account, else 200.
 ///
 /// 400 `M_UNKNOWN` for an account that was deactivated: its name is never given out again; for addresses and identities of other
-/// providers, and for a type of user, which accounts here have none of.
+/// providers, and for a type of user, but for "bot".
 pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     let by = administrator(&client, &request).await?;
     let user_id = local_user(&client, &request)?;
     let change: Change = request.json().await?;
-    let no_place = !change.threepids.is_empty() || !change.external_ids.is_empty() || change.user_type.is_some();
+    let no_place = !change.threepids.is_empty()
+        || !change.external_ids.is_empty()
+        || change.user_type.as_deref().is_some_and(|kind| kind != "bot");
+    let is_bot = change.user_type.is_some();
     if no_place {
-        let message = "Accounts of this server have no e-mail addresses, telephone numbers, identities of other providers or types";
+        let message = "Accounts of this server have no e-mail addresses, telephone numbers, identities of other providers, or types but \"bot\"";
         return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
     }
     let before = client.users.account(&user_id).await?;
@@ -143,7 +147,10 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
             None => {
                 let localpart = user_id.localpart().to_owned();
                 let admin = change.admin.unwrap_or(false);
-                client.users.create(New { localpart, password: change.password, admin, agreed: 0 }).await?;
+                client
+                    .users
+                    .create(New { localpart, password: change.password, admin, agreed: 0, bot: is_bot })
+                    .await?;
                 tracing::info!("{} made the account {user_id}", by.user_id);
             }
             Some(account) if account.standing == Standing::Deactivated => {
@@ -153,6 +160,9 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
                 }
             }
             Some(account) => {
+                if is_bot && !account.bot {
+                    client.users.set_bot(&user_id, true).await?;
+                }
                 if let Some(password) = &change.password {
                     client.users.set_password(&user_id, password).await?;
                     tracing::info!("{} set the password of {user_id}", by.user_id);

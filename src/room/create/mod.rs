@@ -17,6 +17,7 @@ use crate::base;
 use crate::matrix::auth::{self, Lookup};
 use crate::matrix::{Draft, Event, Reject, RoomVersion};
 use crate::room::membership;
+use crate::room::policies::Act;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::{room, user};
 use plan::{Plan, Preset};
@@ -50,6 +51,8 @@ pub struct Create {
     pub is_direct: bool,
     /// The reason in the invites (MSC4491).
     pub invite_reason: Option<String>,
+    /// The server makes it by itself: what the creator may do is not asked.
+    pub by_server: bool,
 }
 
 impl Create {
@@ -83,6 +86,7 @@ impl Rooms {
         let away: Vec<_> = create.invite.iter().filter(|user| user.server_name() != self.server()).cloned().collect();
         let content = create.invite_content();
         base::unbroken(async move {
+            check_policies(&rooms, &user, &create).await?;
             let room_id = create_here(&rooms, &user, create).await?;
             for target in away {
                 // The room exists already; a user whose server cannot be reached can be invited again from within it.
@@ -95,6 +99,25 @@ impl Rooms {
         })
         .await
     }
+}
+
+/// Whether the creator may make such a room, by the settings.
+async fn check_policies(rooms: &Rooms, creator: &UserId, create: &Create) -> Result<()> {
+    if create.by_server {
+        return Ok(());
+    }
+    let is_encrypted = create.initial_state.iter().any(|draft| draft.kind == "m.room.encryption");
+    let acts = [
+        (Act::CreateRooms, true),
+        (Act::PublishRooms, create.public),
+        (Act::EncryptRooms, is_encrypted),
+        (Act::Invite, !create.invite.is_empty()),
+        (Act::PublishAliases, create.room_alias_name.is_some()),
+    ];
+    for (act, _) in acts.into_iter().filter(|(_, is)| *is) {
+        rooms.check_policy(act, creator).await?;
+    }
+    Ok(())
 }
 
 async fn create_here(rooms: &Rooms, creator: &UserId, create: Create) -> Result<OwnedRoomId> {

@@ -7,6 +7,7 @@ use crate::base;
 use crate::remote::service::Asked;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::room::policies::Act;
 use crate::room::send;
 use crate::room::send::New;
 use crate::room::state::known_to_member;
@@ -31,6 +32,7 @@ impl Rooms {
     /// Points a new alias of this server at a room the user is in.
     pub async fn set_alias(&self, user: &UserId, alias: &RoomAliasId, room_id: &RoomId) -> Result<()> {
         check_ours(self, alias)?;
+        self.check_policy(Act::PublishAliases, user).await?;
         let (user_id, alias, room_id) = (user.to_owned(), alias.to_owned(), room_id.to_owned());
         self.write(move |w| {
             let room = known_to_member(w, &room_id)?;

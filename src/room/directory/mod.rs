@@ -12,6 +12,7 @@ use super::state::description::Description;
 use super::state::{known, known_num};
 use crate::base::unhex;
 use crate::budget::Grant;
+use crate::room::policies::Act;
 use crate::room::state;
 use crate::store::tables::room;
 use crate::store::{Read, RoomNum};
@@ -97,6 +98,9 @@ impl Rooms {
 
     /// Puts a room into the public list or takes it out; for users who may set the room's canonical alias, and admins.
     pub async fn set_public(&self, user: &UserId, room_id: &RoomId, public: bool, is_admin: bool) -> Result<()> {
+        if public && !is_admin {
+            self.check_policy(Act::PublishRooms, user).await?;
+        }
         let num = state::num_of(self, room_id).await.map_err(|_| Error::NotFound)?;
         let _guard = self.lock(num).await;
         let user = user.to_owned();

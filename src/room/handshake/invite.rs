@@ -16,6 +16,7 @@ use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::out_of_band;
 use crate::room::invite_rules::{self, Verdict};
+use crate::room::policies::Act;
 use crate::room::receive::Outcome;
 use crate::room::receive::fetch;
 use crate::room::send;
@@ -53,6 +54,7 @@ impl Rooms {
             version::get_offered(&invitation.version).ok_or_else(|| Error::Version(invitation.version.clone()))?;
         let event = Event::from_wire(version, invitation.event.get().as_bytes())?;
         let target = check(self, origin, id, &invitation, &event)?;
+        self.check_policy(Act::InvitedFromOutside, &target).await?;
         super::make_if_unknown(self, &target).await?;
         let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
         let inviter = event.sender().to_owned();

@@ -16,6 +16,7 @@ use crate::room::Joining;
 use crate::room::handshake::{self, invite};
 use crate::room::invite_rules::{self, Verdict};
 use crate::room::join;
+use crate::room::policies::Act;
 use crate::room::send;
 use crate::room::state;
 use crate::store::tables::room;
@@ -41,6 +42,7 @@ impl Rooms {
             ));
         }
         while !is_resident(self, room_id).await? {
+            self.check_policy(Act::JoinRemoteRooms, user).await?;
             match join::from_outside(self, user, room_id, joining).await? {
                 Some(again) => joining = again,
                 None => return Ok(()),
@@ -139,6 +141,7 @@ impl Rooms {
         reason: Option<String>,
     ) -> Result<()> {
         if !is_resident(self, room_id).await? {
+            self.check_policy(Act::JoinRemoteRooms, user).await?;
             return knock_from_outside(self, user, room_id, via, reason).await;
         }
         let content = content_of(Membership::Knock, reason);
@@ -273,6 +276,7 @@ pub(super) async fn invite_with(
     content: Map<String, Value>,
     ts: Option<u64>,
 ) -> Result<OwnedEventId> {
+    rooms.check_policy(Act::Invite, sender).await?;
     if target.server_name() == rooms.server() {
         handshake::make_if_unknown(rooms, target).await?;
         return change_member(rooms, sender, room_id, target, (Membership::Invite, ts), content).await;

@@ -10,6 +10,7 @@ use crate::matrix::acl::Acl;
 use crate::matrix::{auth, json};
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
+use crate::room::policies::Act;
 use crate::room::state::RoomRef;
 use crate::store::tables::room::event_row::Kind;
 use crate::store::tables::room::relation::{self, Rel};
@@ -24,6 +25,7 @@ const ANNOTATIONS_LOOKED_AT: usize = 1_000;
 pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     check_relation(read, room, new)?;
     match new.kind.as_str() {
+        "m.room.encryption" => rooms.check_policy_in(read, Act::EncryptRooms, &new.sender),
         "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has a create event already")),
         "m.room.power_levels" if room.version.creators_infinite => {
             let creators =

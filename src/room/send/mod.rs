@@ -33,6 +33,7 @@ use checks::unchanged;
 pub mod checks;
 pub mod member;
 mod related;
+mod unsent;
 #[cfg(test)]
 mod tests;
 

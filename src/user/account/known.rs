@@ -79,6 +79,8 @@ mod tests {
             is_guest: false,
             is_locked: false,
             is_suspended: false,
+            is_shadow_banned: false,
+            pace: None,
             agreed: 0,
             service: None,
             expires_ms: None,

@@ -13,7 +13,7 @@ use crate::store::{Get, UserNum, Write};
 use password::{check_new_password, is_outdated};
 
 use super::lookup::{id_of, local};
-pub use crate::store::tables::user::Standing;
+pub use crate::store::tables::user::{Pace, Standing};
 
 pub mod directory;
 pub mod find;
@@ -47,6 +47,8 @@ pub struct New {
     pub admin: bool,
     /// Which terms the user has agreed to, as [`Requester::agreed`] has it.
     pub agreed: u64,
+    /// A program's account, for which no rate holds.
+    pub bot: bool,
 }
 
 /// An account as other users may see it.
@@ -59,13 +61,16 @@ pub struct Account {
     pub has_password: bool,
     pub locked: bool,
     pub suspended: bool,
+    pub bot: bool,
+    pub shadow_banned: bool,
+    pub pace: Option<Pace>,
 }
 
 impl Account {
     fn new(user_id: OwnedUserId, row: user::Account) -> Account {
         let has_password = row.password_hash.is_some();
-        let user::Account { created_ms, standing, admin, locked, suspended, .. } = row;
-        Account { user_id, created_ms, standing, admin, has_password, locked, suspended }
+        let user::Account { created_ms, standing, admin, locked, suspended, bot, shadow_banned, pace, .. } = row;
+        Account { user_id, created_ms, standing, admin, has_password, locked, suspended, bot, shadow_banned, pace }
     }
 }
 
@@ -95,6 +100,9 @@ impl Users {
         };
         let mut row = user::Account::new(self.now_ms(), new.admin, password_hash);
         row.agreed = new.agreed;
+        if new.bot {
+            (row.bot, row.pace) = (true, Some(Pace::UNLIMITED));
+        }
         self.write(move |w| {
             check_free(w, &user_id)?;
             let num = user::intern(w, user_id.as_str())?;
@@ -193,6 +201,21 @@ impl Users {
         self.change(user_id, move |row| row.suspended = suspended).await
     }
 
+    /// Has all that an account sends from now on reach nobody, unknown to it; or takes that back.
+    pub async fn set_shadow_banned(&self, user_id: &UserId, banned: bool) -> Result<(), Error> {
+        self.change(user_id, move |row| row.shadow_banned = banned).await
+    }
+
+    /// Says of an account that it is a program's.
+    pub async fn set_bot(&self, user_id: &UserId, bot: bool) -> Result<(), Error> {
+        self.change(user_id, move |row| row.bot = bot).await
+    }
+
+    /// Sets how often an account may ask, at once and durably; with `None` as everybody may.
+    pub async fn set_pace(&self, user_id: &UserId, pace: Option<Pace>) -> Result<(), Error> {
+        self.change(user_id, move |row| row.pace = pace).await
+    }
+
     /// Notes which terms a user has agreed to.
     pub async fn set_agreed(&self, user_id: &UserId, agreed: u64) -> Result<(), Error> {
         self.change(user_id, move |row| row.agreed = agreed).await
@@ -271,6 +294,7 @@ impl Users {
             row.standing = Standing::Deactivated;
             row.password_hash = None;
             (row.admin, row.locked, row.suspended, row.agreed) = (false, false, false, 0);
+            (row.bot, row.shadow_banned, row.pace) = (false, false, None);
             user::set_account(w, num, &row)?;
             // Its place is free for another.
             user::set_guest(w, num, false)?;

@@ -11,7 +11,7 @@ use ruma::{OwnedUserId, UserId};
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
 
-use super::Standing;
+use super::{Pace, Standing};
 use crate::base::{Owner, Shares};
 use crate::store::tables::user::device::{self, Device, Refresh, Token};
 use crate::store::tables::user::to_device;
@@ -41,6 +41,10 @@ pub struct Requester {
     pub is_locked: bool,
     /// The account is suspended: it may read, and not speak.
     pub is_suspended: bool,
+    /// What the account sends reaches nobody, and it is not told so.
+    pub is_shadow_banned: bool,
+    /// How often it may ask, where that is not what everybody may.
+    pub pace: Option<Pace>,
     /// Which terms the user has agreed to, as a digest of theirs; 0 is none.
     pub agreed: u64,
     /// The application service that makes the request, with its own token.
@@ -270,6 +274,7 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<(Requester, bool), Erro
     let is_guest = user::is_guest(get, user_num)?;
     let user_id = lookup::id_of(get, user_num)?;
     let user::Account { admin: is_admin, locked: is_locked, suspended: is_suspended, agreed, .. } = row;
+    let (is_shadow_banned, pace) = (row.shadow_banned, row.pace);
     Ok((
         Requester {
             user_id,
@@ -279,6 +284,8 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<(Requester, bool), Erro
             is_guest,
             is_locked,
             is_suspended,
+            is_shadow_banned,
+            pace,
             agreed,
             service: None,
             expires_ms,

@@ -135,9 +135,13 @@ impl Users {
         requester: &Requester,
         kind: &str,
         txn: Txn,
-        messages: Messages,
+        mut messages: Messages,
     ) -> Result<(), Error> {
         check(kind, &messages)?;
+        if requester.is_shadow_banned {
+            // Its own devices go on to share keys.
+            messages.retain(|user_id, _| *user_id == requester.user_id);
+        }
         let (requester, kind) = (requester.clone(), kind.to_owned());
         let (server, random) = (self.server().to_owned(), self.0.parts.random.clone());
         let has_others = self.0.parts.remote.is_enabled();

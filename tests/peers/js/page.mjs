@@ -13,10 +13,20 @@ const password = "correct horse";
 /** The figures of a page: at most so long on its way, in the middle of its loads, and so large. */
 const MS_MAX = 50, BYTES_MAX = 256 * 1024;
 
-async function api(method, path, body, token) {
+async function api(method, path, body, token, at = base) {
     const headers = { "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) };
-    const answer = await fetch(`${base}/_matrix/client/v3${path}`, { method, headers, body: body && JSON.stringify(body) });
+    const answer = await fetch(`${at}/_matrix/client/v3${path}`, { method, headers, body: body && JSON.stringify(body) });
     return { status: answer.status, body: await answer.json() };
+}
+/** The same, again after a moment when there were too many. */
+async function must(...request) {
+    for (let n = 0; n < 60; n++) {
+        const { status, body } = await api(...request);
+        if (status === 200) return body;
+        if (status !== 429) throw new Error(`${request[0]} ${request[1]} answered ${status} ${JSON.stringify(body)}`);
+        await new Promise((ready) => setTimeout(ready, 500));
+    }
+    throw new Error("too many requests for half a minute");
 }
 const login = (user, password) => api("POST", "/login", { type: "m.login.password", identifier: { type: "m.id.user", user }, password });
 
@@ -152,7 +162,76 @@ async function figures(admin, paths) {
     }
 }
 
-async function pictures(browser, paths) {
+/** Somebody of another server comes into a room, and that server goes away for good. */
+async function gone(join) {
+    const { OTHER: there, OTHER_PID: pid } = process.env;
+    const { access_token: token } = await must("POST", "/register", { username: "aunt", password, auth: { type: "m.login.dummy" } }, undefined, there);
+    await must("POST", join, {}, token, there);
+    process.kill(Number(pid), "SIGTERM");
+}
+
+/** A house that is lived in: people, rooms with long names, messages, files, reports, and a server that is gone. Gives the paths of its pages. */
+async function live() {
+    const device = { initial_device_display_name: "Element X on Anna's phone, the old one with the cracked glass" };
+    const enter = async (user) => must("POST", "/login", { type: "m.login.password", identifier: { type: "m.id.user", user }, password, ...device });
+    const anna = (await enter("anna")).access_token;
+    const people = {};
+    for (const [name, shown] of [["grandmother", "Großmutter Ägidia"], ["theodora", "Theodora von Hohenlohe-Schillingsfürst und zu Ratibor"], ["tom", "Tom 🦔"], ["kim", "Kim"]]) {
+        const { access_token: token } = await must("POST", "/register", { username: name, password, auth: { type: "m.login.dummy" }, ...device });
+        await must("PUT", `/profile/@${name}:${server}/displayname`, { displayname: shown }, token);
+        people[name] = token;
+    }
+    await must("PUT", `/profile/@anna:${server}/displayname`, { displayname: "Anna" }, anna);
+    const rooms = [];
+    const named = [
+        ["Kitchen", { topic: "Who cooks, who shops, and where the good knife is" }, Object.keys(people)],
+        ["The committee for the summer festival of the allotment garden association, working group on lanterns", { topic: "Lanterns. ".repeat(60) }, ["theodora", "tom"]],
+        ["Garten & Bäume 🌳", { preset: "public_chat", room_alias_name: "garten" }, ["grandmother"]],
+        ["Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft", {}, ["kim"]],
+        ["", {}, ["tom"]],
+    ];
+    for (const [name, more, who] of named) {
+        const invite = who.map((one) => `@${one}:${server}`);
+        const { room_id: room } = await must("POST", "/createRoom", { ...(name && { name }), invite, ...more }, anna);
+        for (const one of who) await must("POST", `/join/${room}`, {}, people[one]);
+        rooms.push(room);
+    }
+    const send = async (room, token, body) => (await must("PUT", `/rooms/${room}/send/m.room.message/${Math.random()}`, { msgtype: "m.text", body }, token)).event_id;
+    for (let n = 0; n < 20; n++) await send(rooms[n % 3], anna, `Who has seen the cat? ${"Not me. ".repeat(n)}`);
+    for (let n = 0; n < 3; n++) {
+        const answer = await fetch(`${base}/_matrix/media/v3/upload?filename=cat.png`, {
+            method: "POST", headers: { authorization: `Bearer ${anna}`, "content-type": "image/png" }, body: crypto.getRandomValues(new Uint8Array(60_000)),
+        });
+        if (!answer.ok) throw new Error(`an upload answered ${answer.status}`);
+    }
+    await gone(`/join/${encodeURIComponent(`#garten:${server}`)}?via=${server}`);
+    await send(rooms[2], anna, "Where has the aunt gone?");
+    const rude = await send(rooms[0], people.tom, "I ate the last piece of the cake, and I would do it again. <b>Nobody</b> can stop me.");
+    await must("POST", `/rooms/${rooms[0]}/report/${rude}`, { reason: "He knows exactly whose birthday it was.", score: -100 }, people.kim);
+    await must("POST", `/rooms/${rooms[1]}/report/${await send(rooms[1], people.theodora, "Lanterns are for beginners. ".repeat(12))}`, {}, people.tom);
+    await api("POST", `/users/@tom:${server}/report`, { reason: "Cake." }, people.kim);
+    // A room that everybody has left.
+    const { room_id: left } = await must("POST", "/createRoom", { name: "Moving house 2019" }, anna);
+    for (let n = 0; n < 5; n++) await send(left, anna, "Where are the boxes?");
+    await must("POST", `/rooms/${left}/leave`, {}, anna);
+    return { rooms, left, anna };
+}
+
+/** A backup is made on the page, and looked at. Gives the path of its page. */
+async function backedUp(admin) {
+    await admin.goto(`${root}backups/`);
+    check(await says(admin, "Backups are made each day") && await says(admin, "1 backup"), "the schedule has made a backup at the start");
+    await press(admin, "Back up now");
+    await admin.waitForFunction(() => document.querySelector("#progress").textContent.includes("is whole and was read back"), null, { timeout: 60_000 });
+    await admin.click("#progress a");
+    check(await says(admin, "Backups are made each day") && await says(admin, "2 backups"), "a backup is made on the page, and listed");
+    await admin.click("main a.row");
+    await press(admin, "Look");
+    check(await says(admin, "of it are there"), "all of it is there");
+    return admin.url().slice(root.length);
+}
+
+async function pictures(browser, paths, roomsSeen) {
     for (const colorScheme of ["light", "dark"])
         for (const width of [390, 1280]) {
             const page = await visitor(browser, { viewport: { width, height: width < 500 ? 844 : 860 }, colorScheme });
@@ -164,7 +243,7 @@ async function pictures(browser, paths) {
                 await page.goto(root + path);
                 const over = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
                 check(over <= 0, `/${path} fits ${width} px, ${colorScheme}`);
-                if (shots) await shoot(path.replace(/\W+/g, "-").replace(/-$/, ""));
+                if (shots) await shoot(path.replace(/![\w-]+/, (room) => ["room", "room-long", "room-left"][roomsSeen.indexOf(room)] ?? room).replace(/\W+/g, "-").replace(/-$/, "").slice(0, 60));
             }
             await page.context().close();
         }
@@ -210,9 +289,15 @@ async function main() {
         await admin.fill("#name", name);
         await press(admin, "Make the account");
     }
-    const paths = (process.env.PATHS ?? ",people/,people/add,people/of/anna,people/of/dora,people/of/dora/close,people/of/bert,nothing").split(",");
+    const { rooms, left } = await live();
+    const backup = await backedUp(admin);
+    const paths = [
+        "", "people/", "people/add", "people/of/anna", "people/of/dora", "people/of/dora/close", "people/of/bert", "rooms/", `rooms/of/${rooms[0]}`,
+        `rooms/of/${rooms[1]}`, `rooms/of/${left}`, "reports/", "servers/", "servers/of/" + encodeURIComponent(process.env.OTHER_NAME),
+        "servers/rooms?server=" + server, "backups/", backup, "settings/", "settings/in/general", "settings/in/backup", "workers", "log", "nothing",
+    ];
     await figures(admin, paths);
-    await pictures(browser, paths);
+    await pictures(browser, paths, [rooms[0], rooms[1], left]);
 
     say("-- guessing");
     const thief = await visitor(browser);

@@ -161,6 +161,29 @@ pub struct Account {
     /// Which terms the user has agreed to, as a digest; 0 is none.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub agreed: u64,
+    /// A bot's: made without a password, for a program with a token.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bot: bool,
+    /// What it sends is answered as if it had been sent, and reaches nobody.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow_banned: bool,
+    /// How often it may ask, where that is not what everybody may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
+}
+
+/// How often one account may send, instead of the rate that everybody has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    /// In the long run. 0: no rate holds for the account at all.
+    pub per_second: u32,
+    /// At once.
+    pub burst: u32,
+}
+
+impl Pace {
+    /// No rate holds.
+    pub const UNLIMITED: Pace = Pace { per_second: 0, burst: 0 };
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -171,7 +194,18 @@ impl Account {
     /// A new account.
     pub fn new(created_ms: u64, admin: bool, password_hash: Option<String>) -> Account {
         let standing = Standing::Active;
-        Account { created_ms, standing, admin, password_hash, locked: false, suspended: false, agreed: 0 }
+        Account {
+            created_ms,
+            standing,
+            admin,
+            password_hash,
+            locked: false,
+            suspended: false,
+            agreed: 0,
+            bot: false,
+            shadow_banned: false,
+            pace: None,
+        }
     }
 }
 

@@ -1,0 +1,175 @@
+//! Accounts with rates of their own, bots, and accounts whose words reach nobody.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::commands::{good, run};
+use crate::server::{Folder, TestServer, TestUser};
+
+const V1: &str = "/_synapse/admin/v1";
+
+async fn people(house: &TestServer) -> [TestUser; 3] {
+    let people = [house.register("alice").await, house.register("bob").await, house.register("carol").await];
+    let alice: ruma::OwnedUserId = people[0].id.as_str().try_into().unwrap();
+    house.server().users.set_admin(&alice, true).await.unwrap();
+    people
+}
+
+async fn public_room(house: &TestServer, who: &TestUser) -> String {
+    let made = house.post("/createRoom", who, json!({ "preset": "public_chat" })).await.ok();
+    made["room_id"].as_str().unwrap().to_owned()
+}
+
+/// The texts of the newest messages in a room, and its members' events, as somebody sees them.
+async fn seen(house: &TestServer, who: &TestUser, room: &str) -> Vec<String> {
+    let page = house.get(&format!("/rooms/{room}/messages?dir=b&limit=100"), who).await.ok();
+    let events = page["chunk"].as_array().unwrap().iter();
+    events.filter_map(|event| event["content"]["body"].as_str().map(str::to_owned)).collect()
+}
+
+/// How many of `many` messages are taken before one is refused for the rate.
+async fn burst(house: &TestServer, who: &TestUser, room: &str, name: &str, many: usize) -> usize {
+    for number in 0..many {
+        let path = format!("/rooms/{room}/send/m.room.message/{name}{number}");
+        let sent = house.put(&path, who, json!({ "msgtype": "m.text", "body": "x" })).await;
+        if sent.status == 429 {
+            return number;
+        }
+        sent.ok();
+    }
+    many
+}
+
+#[tokio::test]
+async fn a_rate_of_ones_own_holds_at_once() {
+    let set = snug::http::Rate { per_second: 0.001, burst: 3.0, ..snug::client::rates::SEND };
+    let house = TestServer::start_with(|config| {
+        config.rate_limits = true;
+        config.rates = vec![set];
+    })
+    .await;
+    let [alice, bob, _] = people(&house).await;
+    let room = public_room(&house, &alice).await;
+    house.post(&format!("/join/{room}"), &bob, json!({})).await.ok();
+    assert_eq!(burst(&house, &bob, &room, "a", 10).await, 3);
+
+    let path = format!("{V1}/users/{}/override_ratelimit", bob.id);
+    house.get(&path, &bob).await.refused(403, "M_FORBIDDEN");
+    assert_eq!(house.get(&path, &alice).await.ok(), json!({}));
+    for wrong in [json!({ "messages_per_second": -1 }), json!({ "burst_count": "many" })] {
+        house.post(&path, &alice, wrong).await.refused(400, "M_INVALID_PARAM");
+    }
+    let own = json!({ "messages_per_second": 0, "burst_count": 0 });
+    assert_eq!(house.post(&path, &alice, own.clone()).await.ok(), own);
+    assert_eq!(burst(&house, &bob, &room, "b", 10).await, 10);
+    assert_eq!(house.get(&path, &alice).await.ok(), own);
+    house.delete(&path, &alice).await.ok();
+    assert_eq!(burst(&house, &bob, &room, "c", 10).await, 0);
+    let own = json!({ "messages_per_second": 1000, "burst_count": 8 });
+    house.post(&path, &alice, own).await.ok();
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    assert_eq!(burst(&house, &bob, &room, "d", 3).await, 3);
+
+    let server = bob.id.split_once(':').unwrap().1;
+    house.get(&format!("{V1}/users/@nobody:{server}/override_ratelimit"), &alice).await.refused(404, "M_NOT_FOUND");
+    house.get(&format!("{V1}/users/@a:elsewhere/override_ratelimit"), &alice).await.refused(400, "M_UNKNOWN");
+}
+
+#[tokio::test]
+async fn a_shadow_banned_account_speaks_to_nobody() {
+    let house = TestServer::start().await;
+    let [alice, bob, carol] = people(&house).await;
+    let room = public_room(&house, &alice).await;
+    house.post(&format!("/join/{room}"), &bob, json!({})).await.ok();
+    let own_room = public_room(&house, &bob).await;
+    let say = async |text: &str| {
+        let path = format!("/rooms/{room}/send/m.room.message/{}", text.replace(' ', "-"));
+        house.put(&path, &bob, json!({ "msgtype": "m.text", "body": text })).await
+    };
+    say("hello").await.ok();
+    let path = format!("{V1}/users/{}/shadow_ban", bob.id);
+    house.post(&path, &bob, json!({})).await.refused(403, "M_FORBIDDEN");
+    house.post(&path, &alice, json!({})).await.ok();
+    let shown = house.get(&format!("/_synapse/admin/v2/users/{}", bob.id), &alice).await.ok();
+    assert_eq!(shown["shadow_banned"], true);
+
+    // What would have been sent has an answer, and what the rules refuse is refused.
+    let answer = say("buy this").await.ok();
+    assert!(answer["event_id"].as_str().unwrap().starts_with('$'));
+    house
+        .get(&format!("/rooms/{room}/event/{}", answer["event_id"].as_str().unwrap()), &alice)
+        .await
+        .refused(404, "M_NOT_FOUND");
+    house
+        .put(&format!("/rooms/{room}/state/m.room.name"), &bob, json!({ "name": "x" }))
+        .await
+        .refused(403, "M_FORBIDDEN");
+    house.put(&format!("/rooms/{own_room}/state/m.room.topic"), &bob, json!({ "topic": "spam" })).await.ok();
+    house.get(&format!("/rooms/{own_room}/state/m.room.topic"), &bob).await.refused(404, "M_NOT_FOUND");
+    house.post(&format!("/rooms/{own_room}/invite"), &bob, json!({ "user_id": carol.id })).await.ok();
+    house.post("/createRoom", &bob, json!({ "invite": [carol.id] })).await.ok();
+    house.put(&format!("/profile/{}/displayname", bob.id), &bob, json!({ "displayname": "SPAM" })).await.ok();
+    house.put(&format!("/rooms/{room}/typing/{}", bob.id), &bob, json!({ "typing": true })).await.ok();
+    let message = json!({ "messages": { &carol.id: { "*": { "spam": true } } } });
+    house.put("/sendToDevice/m.spam/1", &bob, message).await.ok();
+    let sync = house.get("/sync", &carol).await.ok();
+    assert!(sync["rooms"]["invite"].is_null() && sync["to_device"]["events"] == json!([]), "{sync}");
+    assert_eq!(seen(&house, &alice, &room).await, ["hello"]);
+
+    // It joins and leaves, and says nothing by that.
+    house.post(&format!("/rooms/{room}/leave"), &bob, json!({ "reason": "spam" })).await.ok();
+    let member = house.get(&format!("/rooms/{room}/state/m.room.member/{}", bob.id), &alice).await.ok();
+    assert_eq!(member, json!({ "membership": "leave" }));
+    house.post(&format!("/join/{room}"), &bob, json!({ "reason": "spam", "spam": 1 })).await.ok();
+    let member = house.get(&format!("/rooms/{room}/state/m.room.member/{}", bob.id), &alice).await.ok();
+    assert!(member.get("reason").is_none() && member.get("spam").is_none(), "{member}");
+
+    house.delete(&path, &alice).await.ok();
+    say("sorry").await.ok();
+    assert_eq!(seen(&house, &alice, &room).await, ["sorry", "hello"]);
+}
+
+fn token_in(said: &str) -> String {
+    said.lines().last().unwrap().trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bot_is_made_with_a_token() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let folder = Folder::new();
+    let data = house.data_dir().to_str().unwrap().to_owned();
+    let snug = |arguments: &[&str], stdin: &str| {
+        let all: Vec<_> = arguments.iter().copied().chain(["--data-dir", &data]).collect();
+        good(Path::new(folder.path()), &all, stdin)
+    };
+    let said = snug(&["user", "add", "warden", "--bot"], "");
+    assert!(
+        said.starts_with("@warden:localhost was made, for a bot. Its access token, which is not shown again:"),
+        "{said}"
+    );
+    let token = token_in(&said);
+    let who = house.request("GET", "/account/whoami", Some(&token), Value::Null).await.ok();
+    assert_eq!(who, json!({ "user_id": "@warden:localhost", "device_id": "BOT", "is_guest": false }));
+    assert_eq!(snug(&["user", "limit", "warden"], ""), "No rate limits @warden:localhost.\n");
+    let listed = snug(&["user", "list"], "");
+    assert!(listed.lines().any(|line| line.starts_with("@warden:localhost") && line.contains(" bot ")), "{listed}");
+
+    let other = token_in(&snug(&["user", "token", "@warden:localhost"], ""));
+    house.request("GET", "/account/whoami", Some(&token), Value::Null).await.refused(401, "M_UNKNOWN_TOKEN");
+    house.request("GET", "/account/whoami", Some(&other), Value::Null).await.ok();
+    let all = ["user", "token", "alice", "--data-dir", &data];
+    let refused = String::from_utf8_lossy(&run(folder.path(), &all, "").stderr).into_owned();
+    assert!(refused.contains("@alice:localhost is not a bot's account"), "{refused}");
+
+    assert_eq!(snug(&["user", "limit", "alice"], ""), "@alice:localhost has the rates that everybody has.\n");
+    let said = snug(&["user", "limit", "alice", "--messages-per-second", "2", "--burst", "5"], "");
+    assert_eq!(said, "@alice:localhost may send 2 events a second, and 5 at once.\n");
+    assert_eq!(snug(&["user", "limit", "alice", "--none"], ""), "No rate limits @alice:localhost.\n");
+    assert_eq!(
+        snug(&["user", "limit", "alice", "--default"], ""),
+        "@alice:localhost has the rates that everybody has.\n"
+    );
+    house.get("/account/whoami", &alice).await.ok();
+}
