@@ -1,9 +1,9 @@
-//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug media`, `snug reports`, `snug notice`,
+//! The operator's endpoints: those behind `snug user`, `snug rooms`, `snug media`, `snug reports`, `snug moderation`, `snug notice`,
 //! `snug backup`, `snug budget` and `snug workers`, and the pages for a browser.
 //!
 //! The commands speak HTTP with JSON over a socket in the data folder. A process that may open the socket may do
 //! everything. The pages are on the ordinary ports; the one that makes the first account needs the code in the log.
-//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `metrics.rs` with `openmetrics.rs`,
+//! Read `users.rs`, `rooms.rs`, `media.rs`, `reports.rs`, `moderation.rs`, `notices.rs`, `budget.rs`, `workers.rs`, `findings.rs`, `metrics.rs` with `openmetrics.rs`,
 //! `reload.rs`, `addresses.rs`, `certificates.rs`, then `pages/`.
 
 mod addresses;
@@ -15,6 +15,7 @@ mod examine;
 mod findings;
 mod media;
 mod metrics;
+mod moderation;
 mod notices;
 mod openmetrics;
 mod pages;
@@ -135,6 +136,9 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/disk", purge::disk)
         .get("/reports", reports::list)
         .post("/reports/{number}/remove", reports::remove)
+        .get("/moderation", moderation::lists)
+        .get("/moderation/hits", moderation::hits)
+        .get("/moderation/rules/{list}", moderation::rules)
         .get("/media", media::usage)
         .post("/media/remove-remote", media::remove_remote)
         .post("/media/{server}/{media_id}/remove", media::remove)

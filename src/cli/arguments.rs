@@ -72,6 +72,14 @@ The newest are kept: 100 of each user who reports, 2,000 of all.")]
         #[command(subcommand)]
         command: Option<ReportsCommand>,
     },
+    /// The policy lists that this server follows, and whom they kept out: rules
+    #[command(after_help = "Examples:
+  snug moderation                           the lists of moderation.policy_lists, and whom their rules kept out
+  snug moderation rules '#bans:example.org' all rules of one")]
+    Moderation {
+        #[command(subcommand)]
+        command: Option<ModerationCommand>,
+    },
     /// What files take, and whose they are: remove, remove-remote
     #[command(after_help = "Examples:
   snug media                                what files take, in all and by account
@@ -422,6 +430,17 @@ what this one sent before, so a backup of signing.key is better.")]
 The server begins again with its name and its key, without accounts and rooms. Files people uploaded stay in the folder `media`, and
 nothing refers to them any more. A backup of the database is better. One that is there is left alone.")]
     Database,
+}
+
+#[derive(Subcommand)]
+pub enum ModerationCommand {
+    /// All rules of a policy list
+    #[command(after_help = "Example:
+  snug moderation rules '#bans:example.org'")]
+    Rules {
+        /// As the settings call it
+        list: String,
+    },
 }
 
 #[derive(Subcommand)]

@@ -9,6 +9,7 @@ mod backup;
 mod media;
 mod notices;
 mod purge;
+mod moderation;
 mod reports;
 mod rooms;
 mod services;
@@ -57,6 +58,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command } => rooms_command(&overrides, command),
         Command::Reports { command } => reports_command(&overrides, command),
+        Command::Moderation { command } => moderation::moderation(&overrides, command),
         Command::Media { command } => media::media(&overrides, command),
         Command::Notice { all, words } => notices::notice(&overrides, all, words),
         Command::Appservice(command) => services::run(&overrides, command),

@@ -40,6 +40,7 @@ mod general;
 mod given;
 mod files;
 mod metrics;
+mod moderation;
 mod notices;
 mod page;
 mod policies;
@@ -54,6 +55,7 @@ mod terms;
 
 pub use certificates::Certificates;
 pub use metrics::Metrics;
+pub use moderation::Moderation;
 pub use notices::Notices;
 pub use page::Page;
 pub use previews::Previews;
@@ -81,6 +83,7 @@ pub fn settings() -> impl Iterator<Item = &'static Setting> {
         certificates::SETTINGS,
         rooms::SETTINGS,
         policies::SETTINGS,
+        moderation::SETTINGS,
         search::SETTINGS,
         files::SETTINGS,
         previews::SETTINGS,
@@ -136,6 +139,7 @@ pub struct Config {
     pub federation: Federation,
     pub rooms: Rooms,
     pub policies: Policies,
+    pub moderation: Moderation,
     pub previews: Previews,
     pub search: SearchOptions,
     pub push: Push,
@@ -311,6 +315,7 @@ impl Config {
             }
         }
         self.check_certificates()?;
+        moderation::check(&self.moderation).map_err(|wrong| Error::of("moderation.policy_lists", wrong))?;
         if self.listen.is_empty() {
             return Err(Error::of("listen", "needs at least one address, or no app can connect"));
         }
@@ -384,6 +389,7 @@ impl Default for Config {
             federation: Federation::default(),
             rooms: Rooms::default(),
             policies: Policies::default(),
+            moderation: Moderation::default(),
             previews: Previews::default(),
             search: SearchOptions::default(),
             push: Push::default(),

@@ -19,7 +19,7 @@ use crate::{
             request::{InPieces, XMatrix},
         },
     },
-    remote::{ENCODED, Known, MYSELF},
+    remote::{Deed, ENCODED, Known, MYSELF},
 };
 
 /// The body limit of all endpoints but transactions: an invite with its stripped state, a key query of a large
@@ -49,6 +49,9 @@ pub async fn claim(federation: &Federation, request: &Request) -> Result<Claim, 
         header.origin.as_str().try_into().map_err(|_| unauthorized("The origin is not a server name"))?;
     if federation.remote.is_me(&origin) {
         return Err(of_ourselves(federation, request, header));
+    }
+    if let Some(named) = federation.remote.barred().server(&origin, Deed::Request).await {
+        return Err(ErrorResponse::forbidden(named.sentence()));
     }
     let known = match known(federation, &origin, &header.key).await? {
         Some(known) => Some(known),

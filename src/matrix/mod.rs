@@ -21,6 +21,7 @@ pub mod state;
 pub mod visibility;
 pub mod push;
 pub mod acl;
+pub mod policy;
 pub mod appservice;
 pub mod id;
 

@@ -6,10 +6,11 @@
 //!
 //! Read `request.rs` first (a signed request with a small answer), then `stream.rs` (a large one), `reach.rs` (one
 //! attempt to reach a server), `connect.rs`, `resolve.rs` (with `lookup.rs`, `dns.rs`, `well_known.rs`), `backoff.rs`,
-//! `outage.rs`, `keys.rs`, `circle.rs`, `examine.rs`. `json_stream.rs` cuts a large answer into events; `web.rs` asks any URL.
+//! `outage.rs`, `keys.rs`, `circle.rs`, `barred.rs`, `examine.rs`. `json_stream.rs` cuts a large answer into events; `web.rs` asks any URL.
 
 mod address;
 mod backoff;
+mod barred;
 mod circle;
 mod connect;
 mod contact;
@@ -44,6 +45,7 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use self::address::is_private;
 pub use self::backoff::{Backoff, Reached};
+pub use self::barred::{Barred, Deed, Named};
 pub use self::connect::Limits;
 pub use self::contact::Whence;
 pub use self::examine::{MYSELF, Step, Verdict};
@@ -131,6 +133,7 @@ struct Inner {
     pool: connect::Pool,
     account: Account,
     backoff: Backoff,
+    barred: Arc<Barred>,
     circle: Arc<circle::Circle>,
     keys: keys::Book,
     store: Store,
@@ -179,6 +182,8 @@ impl Remote {
         let due = Arc::<eviction::Due>::default();
         let circle = Arc::new(circle::Circle::new(store.clone(), clock.clone()));
         let backoff = Backoff::new(store.clone(), clock.clone(), random, due.clone(), circle.clone());
+        let barred = Arc::new(Barred::new(store.clone(), clock.clone(), options.server_name.clone()));
+        store.follow(barred.clone());
         Remote(Arc::new(Inner {
             pool: connect::Pool::new(account.clone(), options.limits, clock.clone()),
             services: service::Services::new(web.clone(), clock.clone()),
@@ -186,6 +191,7 @@ impl Remote {
             dialer,
             probing: Arc::new(Semaphore::new(1)),
             backoff,
+            barred,
             circle,
             keys: keys::Book::new(&options.key, budget.account("signing_keys"), store.clone()),
             store,
@@ -219,6 +225,11 @@ impl Remote {
     /// The backoff of other servers.
     pub fn backoff(&self) -> &Backoff {
         &self.0.backoff
+    }
+
+    /// With whom this server has no dealings.
+    pub fn barred(&self) -> &Arc<Barred> {
+        &self.0.barred
     }
 
     /// Where a server is reached, by the specification's steps: the host its certificate must be for, and its addresses.

@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use super::connect::{Lease, Outgoing};
 use super::contact::{Contact, Whence};
 use super::lookup::Miss;
-use super::{Remote, USER_AGENT};
+use super::{Deed, Remote, USER_AGENT};
 use crate::base::brief;
 use crate::budget::{Grant, Refused, parsed_bytes_max};
 use crate::matrix::json::partial;
@@ -94,6 +94,9 @@ pub enum Failed {
     /// This machine's clock has not been set, so that no certificate can be judged; not asked.
     #[error("was not asked: the clock of this server has not been set yet")]
     NoTime { retry_after_ms: u64 },
+    /// A policy list that this server follows names it; not asked.
+    #[error("was not asked: {0}")]
+    Barred(String),
     /// Our own memory does not suffice.
     #[error("was not asked, for lack of memory: {0}")]
     Refused(#[from] Refused),
@@ -106,7 +109,7 @@ impl Failed {
 
     /// The server was not asked, since it or the Internet failed lately.
     pub fn is_a_pause(&self) -> bool {
-        matches!(self, Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. })
+        matches!(self, Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. } | Failed::Barred(_))
     }
 
     /// The peer understood and said no: asking the same again will not help.
@@ -133,13 +136,14 @@ impl Failed {
             Failed::Timeout | Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. } => {
                 Failed::Unreachable { why: format!("it {self}{more}"), silent: false }
             }
-            Failed::Unsendable(_) | Failed::TooLarge { .. } | Failed::Refused(_) => self,
+            Failed::Unsendable(_) | Failed::TooLarge { .. } | Failed::Barred(_) | Failed::Refused(_) => self,
         }
     }
 
     pub fn errcode(&self) -> Option<&str> {
         match self {
             Failed::Status { errcode, .. } if !errcode.is_empty() => Some(errcode),
+            Failed::Barred(_) => Some("M_FORBIDDEN"),
             _ => None,
         }
     }
@@ -220,6 +224,9 @@ impl Remote {
 
     /// Whether the server may be asked now, and how long it may be without a sign.
     pub(super) async fn admit(&self, server: &ServerName, urgency: Urgency) -> Result<Contact, Failed> {
+        if let Some(named) = self.0.barred.server(server, Deed::Asking).await {
+            return Err(named.into());
+        }
         self.0.backoff.admit(server, self.0.resolver.is_fixed(server), urgency).await.map(Contact::new)
     }
 
@@ -255,7 +262,7 @@ impl Remote {
             // It may have broken off long after the last sign.
             Err(Failed::BadAnswer(_)) => {}
             Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. }) => {}
-            Err(Failed::Refused(_) | Failed::Unsendable(_)) => {}
+            Err(Failed::Refused(_) | Failed::Unsendable(_) | Failed::Barred(_)) => {}
         }
     }
 

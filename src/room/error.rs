@@ -2,7 +2,7 @@
 
 use crate::budget::Refused;
 use crate::matrix::Reject;
-use crate::remote::Failed;
+use crate::remote::{Failed, Named};
 use crate::store::{self, WriteError};
 
 /// The reason an operation on a room failed.
@@ -45,6 +45,14 @@ pub enum Error {
 impl Error {
     pub fn forbidden(why: impl Into<String>) -> Error {
         Error::Forbidden(why.into())
+    }
+
+    /// An error when rules of a policy list name somebody.
+    pub fn barred(named: Option<Named>) -> Result<()> {
+        match named {
+            Some(named) => Err(Error::Forbidden(named.sentence())),
+            None => Ok(()),
+        }
     }
 
     pub fn bad(errcode: &'static str, message: impl Into<String>) -> Error {

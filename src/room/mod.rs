@@ -17,6 +17,7 @@
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
 //! - `threads.rs`: subscriptions to threads; `delayed.rs`: events that are sent later;
 //! - `mass_redaction.rs`: redacts what a kick or ban takes along, aside;
+//! - `policy_lists.rs`: the policy lists that the server follows;
 //! - `operator.rs`: the operator's view and permissions.
 //!
 //! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
@@ -58,6 +59,7 @@ mod read;
 mod notify;
 mod operator;
 mod policies;
+mod policy_lists;
 mod purge;
 mod receive;
 mod send;
@@ -88,6 +90,7 @@ pub use membership::profile::Renewal;
 pub use neighbours::{Neighbour, SharedRoom};
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use policies::{Policies, Who};
+pub use policy_lists::{LISTS_MAX as POLICY_LISTS_MAX, PolicyHits, PolicyList, PolicyRule};
 pub use read::filter::{Events, Filter};
 pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};
@@ -168,6 +171,7 @@ struct Inner {
     redactions: Arc<mass_redaction::Waiting>,
     words: words::keep::Keeper,
     days: days::Days,
+    policy_lists: policy_lists::Lists,
     counts: Arc<append::new_event::Counts>,
     /// What people here may do, by the settings; and the account in whose name the server acts.
     policies: base::Live<Policies>,
@@ -206,6 +210,7 @@ impl Rooms {
             redactions,
             words,
             days,
+            policy_lists: policy_lists::Lists::default(),
             counts: Arc::default(),
             policies: base::Live::default(),
             own_user: OnceLock::new(),

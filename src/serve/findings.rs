@@ -4,6 +4,7 @@ use crate::admin::{Finding, Source};
 use crate::base::{Clock, date, span};
 use crate::budget::{Card, human};
 use crate::remote::{Reached, Remote};
+use crate::room::Rooms;
 use crate::store::{Status, Store};
 
 /// A clock that is so far behind the latest time seen has been set back.
@@ -12,9 +13,9 @@ const CLOCK_BEHIND_MS: u64 = 5 * 60_000;
 const ALL_FAIL_MIN: usize = 3;
 
 /// All sources of the parts below `admin`.
-pub fn sources(clock: &Clock, store: &Store, remote: &Remote) -> Vec<Source> {
+pub fn sources(clock: &Clock, store: &Store, remote: &Remote, rooms: &Rooms) -> Vec<Source> {
     let (of_disk, of_database, of_clock, of_servers) = (store.clone(), store.clone(), clock.clone(), clock.clone());
-    let remote = remote.clone();
+    let (remote, rooms) = (remote.clone(), rooms.clone());
     vec![
         Box::new(move || database(&of_database)),
         Box::new(move || {
@@ -27,6 +28,10 @@ pub fn sources(clock: &Clock, store: &Store, remote: &Remote) -> Vec<Source> {
         Box::new(move || match remote.is_enabled() {
             true => servers(&remote.backoff().reached(), of_servers.now_ms()).into_iter().collect(),
             false => Vec::new(),
+        }),
+        Box::new(move || match rooms.policy_findings() {
+            Ok(found) => found.into_iter().map(|sentence| Finding::warning("policy lists", sentence)).collect(),
+            Err(error) => vec![Finding::warning("policy lists", format!("The policy lists cannot be read: {error}."))],
         }),
     ]
 }

@@ -286,6 +286,7 @@ impl Server {
         });
         rooms.set_admission(config.rooms.admission);
         rooms.set_policies(config.policies.clone());
+        rooms.set_policy_lists(config.moderation.policy_lists.clone());
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
         rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         rooms.set_purges_left_rooms(config.rooms.purge_left);
@@ -442,7 +443,7 @@ impl Server {
                 client::rates::PASSWORDS,
             )),
             addresses: reached.clone(),
-            sources: findings::sources(&clock, &store, &remote),
+            sources: findings::sources(&clock, &store, &remote, &rooms),
             gauges,
             tally: router.tally().clone(),
             log: log::last_lines,
@@ -628,6 +629,11 @@ impl Server {
             async move { rooms.redact_noted(&worker).await }
         }));
         let rooms = self.rooms.clone();
+        self.endless.push(self.worker("policy lists", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_policy_lists(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
         self.endless.push(self.worker("search index", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.keep_indexed(&worker).await }
@@ -778,6 +784,9 @@ impl Server {
         }
         if let Err(failed) = self.media.write_touched().await {
             tracing::warn!("which files were asked for lately is lost: {failed}");
+        }
+        if let Err(failed) = self.rooms.write_policy_hits().await {
+            tracing::warn!("whom the policy lists kept out lately is lost: {failed}");
         }
         if let Err(failed) = self.rooms.write_days().await {
             tracing::warn!("what today brought is lost: {failed}");

@@ -77,6 +77,7 @@ impl Reloader {
         log::set_filter(&config.log);
         client.rooms.set_admission(config.rooms.admission);
         client.rooms.set_policies(config.policies.clone());
+        client.rooms.set_policy_lists(config.moderation.policy_lists.clone());
         client.rooms.set_forgets_left_rooms(config.rooms.forget_left);
         client.rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         client.rooms.set_purges_left_rooms(config.rooms.purge_left);

@@ -348,6 +348,8 @@ pub struct Change {
     pub push: Push,
     /// The index of words has to be mended: an event lost its text, or got its place late.
     pub words: bool,
+    /// Rules of policy lists that the server follows are others than before.
+    pub policies: bool,
 }
 
 /// What a change means for push gateways.

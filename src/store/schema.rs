@@ -308,6 +308,22 @@ pub const STAGED: Table = table("staged", "room", "join number, batch → what t
 pub const PURGE: Table =
     table("purge", "room", "RoomNum → JSON Purge: a room that is being removed for good").shaped(Shape::Key4);
 
+pub const POLICY_LIST: Table = table(
+    "policy_list",
+    "room",
+    "room id of a policy list that is followed → u8 whether its rules are all there, its name in the settings",
+);
+pub const POLICY_RULE: Table = table(
+    "policy_rule",
+    "room",
+    "RoomNum of a list, u8 subject, u8 form, what it names, 0, StateKeyNum → EventNum, u8 whether a takedown, reason",
+);
+pub const POLICY_HIT: Table = table(
+    "policy_hit",
+    "room",
+    "u8 subject, what a rule names → u64 how often it kept somebody out, u64 when last, whom",
+);
+
 pub const ROOM_ALLOWED: Table =
     table("room_allowed", "room", "room id → JSON: a large room an admin allowed, or somebody asked for");
 
@@ -436,6 +452,9 @@ pub const TABLES: &[&Table] = &[
     &STAGED,
     &PURGE,
     &ROOM_ALLOWED,
+    &POLICY_LIST,
+    &POLICY_RULE,
+    &POLICY_HIT,
     &OUTBOX,
     &FOLLOWER,
 ];

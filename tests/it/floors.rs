@@ -45,6 +45,7 @@ const FLOORS: &[Floors] = &[
             ("mass_redaction", "error lock state append"),
             ("purge", "error state append membership"),
             ("operator", "error lock ignored state join"),
+            ("policy_lists", "error append directory"),
             ("inspect", "error state"),
             ("neighbours", "error state"),
         ],

@@ -30,6 +30,7 @@ mod notices;
 mod memory;
 mod admin_page;
 mod pages;
+mod policy_lists;
 mod watching;
 mod previews;
 mod push;

@@ -134,6 +134,7 @@ pub async fn named_room(client: &Client, request: &Request) -> Result<(OwnedRoom
         return Ok((request.param_as("room_id_or_alias")?, via));
     }
     let alias: OwnedRoomAliasId = request.param_as("room_id_or_alias")?;
+    client.rooms.check_not_barred(alias.as_str()).await?;
     let (room_id, servers) = directory::resolve(&client.rooms, &alias).await?;
     for server in servers {
         if !via.contains(&server) {

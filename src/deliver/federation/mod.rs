@@ -62,6 +62,9 @@ pub struct SenderOptions {
     pub lagging_max: usize,
 }
 
+/// How soon a server that a policy list names is looked at again.
+const BARRED_PAUSE_MS: u64 = 3_600_000;
+
 impl SenderOptions {
     /// Half of the outbound connections work for the sender; the other half stays for requests.
     pub fn for_connections(connections_max: usize, budget: &Budget) -> SenderOptions {
@@ -381,6 +384,8 @@ impl Sender {
                 retry_after_ms + self.0.random.u64() % SPREAD_MS
             }
             Failed::Refused(refused) => refused.retry_after_ms.max(1000),
+            // A list may be changed any day; a look costs next to nothing.
+            Failed::Barred(_) => BARRED_PAUSE_MS,
             // The backoff already knows the pause; asking it costs nothing.
             _ => 1000,
         }

@@ -38,6 +38,7 @@ pub mod mass_redaction;
 pub mod members;
 pub mod new_event;
 pub mod outbound;
+pub mod policy;
 pub mod relations;
 pub mod rules_cache;
 pub mod sticky;
@@ -46,7 +47,7 @@ pub mod searched;
 mod tests;
 
 /// What follows from events, each a file of its own. The next is one more file and one more line.
-const DERIVED: [&dyn Derived; 9] = [
+const DERIVED: [&dyn Derived; 10] = [
     &relations::Relations,
     &members::Members,
     &unread::UnreadCounts,
@@ -56,6 +57,7 @@ const DERIVED: [&dyn Derived; 9] = [
     &guests::Guests,
     &mass_redaction::MassRedactions,
     &searched::Searched,
+    &policy::PolicyRules,
 ];
 
 /// Writes a part of the state of a room that is joined through another server, in the order of the keys, and what

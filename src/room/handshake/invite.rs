@@ -10,7 +10,7 @@ use super::{asking, is_unknown_path};
 use crate::base;
 use crate::matrix::scan::{self, Signer};
 use crate::matrix::{Event, Reject, json as text, sign, version};
-use crate::remote::{Failed, encode};
+use crate::remote::{Deed, Failed, encode};
 use crate::room::Rooms;
 use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
@@ -58,8 +58,11 @@ impl Rooms {
         super::make_if_unknown(self, &target).await?;
         let (by, asked, of) = (origin.to_owned(), target.clone(), invitation.room.clone());
         let inviter = event.sender().to_owned();
-        let is_ours = self.reading(move |_, read| {
+        let is_ours = self.reading(move |rooms, read| {
             server_access::check_acl(read, &by, &of)?;
+            let barred = rooms.0.parts.remote.barred();
+            Error::barred(barred.user(read, &inviter, Deed::Invite)?)?;
+            Error::barred(barred.room(read, of.as_str(), Deed::Invite)?)?;
             let is_ours = is_ours_already(read, &asked, &of)?;
             let user = user::num(read, asked.as_str())?.ok_or(Error::NotFound)?;
             match invite_rules::verdict(read, user, inviter.as_str())? {

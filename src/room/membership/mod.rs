@@ -12,6 +12,7 @@ use super::send::New;
 use super::send::member::{content_of, join_content, with_profile};
 use super::state::{known, known_to_member, not_in_room};
 use crate::base;
+use crate::remote::Deed;
 use crate::room::Joining;
 use crate::room::handshake::{self, invite};
 use crate::room::invite_rules::{self, Verdict};
@@ -41,6 +42,7 @@ impl Rooms {
                 "That room is being removed from this server: try again in some minutes".to_owned(),
             ));
         }
+        self.check_not_barred(room_id.as_str()).await?;
         while !is_resident(self, room_id).await? {
             self.check_policy(Act::JoinRemoteRooms, user).await?;
             match join::from_outside(self, user, room_id, joining).await? {
@@ -57,6 +59,13 @@ impl Rooms {
             }
             joined => joined.map(drop),
         }
+    }
+
+    /// An error when a policy list that the server follows names the room, by its id or an alias.
+    pub async fn check_not_barred(&self, room: &str) -> Result<()> {
+        let room = room.to_owned();
+        self.reading(move |rooms, read| Error::barred(rooms.0.parts.remote.barred().room(read, &room, Deed::Join)?))
+            .await
     }
 
     /// Leaves a room, declines an invite, or takes a knock back.
@@ -140,6 +149,7 @@ impl Rooms {
         via: Vec<OwnedServerName>,
         reason: Option<String>,
     ) -> Result<()> {
+        self.check_not_barred(room_id.as_str()).await?;
         if !is_resident(self, room_id).await? {
             self.check_policy(Act::JoinRemoteRooms, user).await?;
             return knock_from_outside(self, user, room_id, via, reason).await;
@@ -216,6 +226,7 @@ pub(super) async fn send_member(
     let Value::Object(content) = content else { return Err(bad("the content is not an object")) };
     match membership {
         Membership::Join if sender == target => {
+            rooms.check_not_barred(room_id.as_str()).await?;
             let joining = Joining { content_extra: content, ..Joining::default() };
             let (rooms, room_id) = (rooms.clone(), room_id.to_owned());
             base::unbroken(async move { join_here(&rooms, &target, &room_id, joining, ts).await }).await

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::long_answer::Served;
 use super::state::JoinAnswer;
 use crate::matrix::{Event, Reject, RoomVersion, sign};
+use crate::remote::Deed;
 use crate::room::Rooms;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
@@ -50,6 +51,7 @@ impl Rooms {
                 return Err(Error::forbidden("the user belongs to another server"));
             }
             let room = server_access::for_server(read, &origin, &room_id)?;
+            check_named(rooms, read, &user, &room_id, verb)?;
             let mut content = Map::new();
             content.insert("membership".into(), verb.as_str().into());
             if verb == Verb::Join
@@ -118,9 +120,20 @@ async fn read_member_event(rooms: &Rooms, submitted: Submitted, verb: Verb) -> R
             let room = server_access::for_server(read, &origin, &room_id)?;
             let event = Event::from_wire(room.version, raw.get().as_bytes())?;
             check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
+            check_named(rooms, read, event.sender(), &room_id, verb)?;
             countersign(rooms, read, &room, event)
         })
         .await
+}
+
+/// Nobody comes in whom a policy list names, nor into a room that one names; leaving is always free.
+fn check_named(rooms: &Rooms, read: &Read, user: &UserId, room_id: &RoomId, verb: Verb) -> Result<()> {
+    if verb == Verb::Leave {
+        return Ok(());
+    }
+    let barred = rooms.0.parts.remote.barred();
+    Error::barred(barred.user(read, user, Deed::Join)?)?;
+    Error::barred(barred.room(read, room_id.as_str(), Deed::Join)?)
 }
 
 async fn receive_member_event(rooms: &Rooms, origin: &ServerName, event: Event) -> Result<EventNum> {

@@ -34,6 +34,7 @@ pub mod delayed;
 pub mod directory;
 pub mod event_row;
 pub mod join;
+pub mod policy;
 pub mod user_room;
 
 /// The relation of this server to a room.

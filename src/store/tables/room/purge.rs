@@ -9,14 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use super::{Room, Status, directory, event, thread_subscription, user_room};
 use crate::store::schema::{
-    CURRENT_STATE, GUESTS_NOTED, MASS_REDACTION, MEMBER, PURGE, RECEIPT, RECEIPT_LOG, RELATION, ROOM_ALIAS, ROOM_LOCAL,
-    ROOM_SERVER, SEARCH_GONE, STATE_LOG, STICKY, TIMELINE, UNREAD,
+    CURRENT_STATE, GUESTS_NOTED, MASS_REDACTION, MEMBER, POLICY_RULE, PURGE, RECEIPT, RECEIPT_LOG, RELATION,
+    ROOM_ALIAS, ROOM_LOCAL, ROOM_SERVER, SEARCH_GONE, STATE_LOG, STICKY, TIMELINE, UNREAD,
 };
 use crate::store::tables::user::account_data;
-use crate::store::{Error, EventNum, Get, Result, RoomNum, Table, UserNum, Write, tables};
+use crate::store::{Change, Error, EventNum, Get, Result, RoomNum, Table, UserNum, Write, tables};
 
 /// Tables whose keys begin with the room.
-const BY_ROOM: [&Table; 12] = [
+const BY_ROOM: [&Table; 13] = [
     &TIMELINE,
     &STATE_LOG,
     &CURRENT_STATE,
@@ -29,6 +29,7 @@ const BY_ROOM: [&Table; 12] = [
     &GUESTS_NOTED,
     &MASS_REDACTION,
     &SEARCH_GONE,
+    &POLICY_RULE,
 ];
 
 /// A room that is being removed.
@@ -78,7 +79,11 @@ pub fn clear(w: &mut Write<'_>, num: RoomNum, rows_max: usize) -> Result<bool> {
     let Some(mut purge) = get(w, num)? else { return Ok(true) };
     let mut removed = 0;
     for table in BY_ROOM {
-        removed += w.remove_prefix(table, &num.to_key(), rows_max - removed)?;
+        let gone = w.remove_prefix(table, &num.to_key(), rows_max - removed)?;
+        if gone > 0 && table.name == POLICY_RULE.name {
+            w.announce(Change { policies: true, ..Change::default() });
+        }
+        removed += gone;
         if removed == rows_max {
             purge.rows += removed as u64;
             tables::put_json(w, &PURGE, &num.to_key(), &purge)?;
