@@ -31,7 +31,14 @@ class Irc:
         wait_for("IRC answers", self.connect, 30)
 
     def connect(self):
-        self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+        end = time.time() + 20
+        while True:
+            try:
+                self.socket = socket.create_connection(("127.0.0.1", self.port), timeout=1)
+                break
+            except ConnectionRefusedError:
+                assert time.time() < end, "the IRC server does not answer"
+                time.sleep(0.1)
         self.say("NICK " + self.nick)
         self.say("USER %s 0 * :%s" % (self.nick, self.nick))
         return True

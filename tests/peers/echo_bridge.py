@@ -47,6 +47,8 @@ async def main():
 
     database = Database.create("sqlite:" + os.path.join(DIR, "echo.db"), upgrade_table=PgStateStore.upgrade_table)
     await database.start()
+    # The framework's encryption looks for the rooms that a bridge keeps in a table of its own.
+    await database.execute("CREATE TABLE IF NOT EXISTS portal (mxid TEXT, encrypted BOOLEAN)")
     store = PgASStateStore(database)
     az = AppService(server=BASE, domain=DOMAIN, as_token="a" * 40, hs_token="h" * 40, bot_localpart="echobot", id="echo",
                     state_store=store, ephemeral_events=True, encryption_events=True, default_http_retry_count=10)
@@ -74,6 +76,7 @@ async def main():
                 # The members are known to whom the keys are for.
                 await az.intent.get_members(event.room_id)
                 await az.intent.get_state(event.room_id)
+                await database.execute("INSERT INTO portal (mxid, encrypted) VALUES ($1, $2)", event.room_id, await store.is_encrypted(event.room_id))
                 return
             if event.type == EventType.ROOM_ENCRYPTED:
                 event = await e2ee.decrypt(event, wait_session_timeout=30)
