@@ -79,13 +79,19 @@ pub struct Barred {
     us: OwnedServerName,
     /// Without a list nothing is looked up.
     any: AtomicBool,
-    /// Changes with the rules.
-    generation: AtomicU64,
     hasher: RandomState,
-    /// Kept answers, each at the place that its hash names.
-    kept: Mutex<Vec<Option<Kept>>>,
+    answers: Arc<Answers>,
     hits: Mutex<HashMap<(u8, String), Hits>>,
     has_hits: Notify,
+}
+
+/// Answers about servers. Apart, since the database holds who follows it, and a follower with the database in it would keep that open.
+#[derive(Default)]
+struct Answers {
+    /// Changes with the rules.
+    generation: AtomicU64,
+    /// Each at the place that its hash names.
+    kept: Mutex<Vec<Option<Kept>>>,
 }
 
 #[derive(Clone)]
@@ -96,6 +102,8 @@ struct Kept {
 
 impl Barred {
     pub(super) fn new(store: Store, clock: Clock, us: OwnedServerName) -> Barred {
+        let answers = Arc::<Answers>::default();
+        store.follow(answers.clone());
         // A database that cannot be read is looked at again with each question.
         let any = store.read().and_then(|read| policy::lists(&read)).map_or(true, |lists| !lists.is_empty());
         Barred {
@@ -103,9 +111,8 @@ impl Barred {
             clock,
             us,
             any: AtomicBool::new(any),
-            generation: AtomicU64::new(0),
             hasher: RandomState::new(),
-            kept: Mutex::new(Vec::new()),
+            answers,
             hits: Mutex::new(HashMap::new()),
             has_hits: Notify::new(),
         }
@@ -133,18 +140,18 @@ impl Barred {
 
     fn kept_answer(&self, server: &ServerName) -> Option<Option<Arc<str>>> {
         let hash = self.hasher.hash_one(server.as_str());
-        let kept = self.kept.lock();
+        let kept = self.answers.kept.lock();
         let kept = kept.get(hash as usize % KEPT_MAX)?.as_ref()?;
         (kept.hash == hash).then(|| kept.rule.clone())
     }
 
     fn look_up(&self, server: &ServerName) -> store::Result<Option<Arc<str>>> {
-        let generation = self.generation.load(Ordering::Acquire);
+        let generation = self.answers.generation.load(Ordering::Acquire);
         let read = self.store.read()?;
         let rule: Option<Arc<str>> = of_server(&read, &lists(&read)?, server)?.map(Into::into);
         let hash = self.hasher.hash_one(server.as_str());
-        let mut kept = self.kept.lock();
-        if self.generation.load(Ordering::Acquire) == generation {
+        let mut kept = self.answers.kept.lock();
+        if self.answers.generation.load(Ordering::Acquire) == generation {
             kept.resize(KEPT_MAX, None);
             kept[hash as usize % KEPT_MAX] = Some(Kept { hash, rule: rule.clone() });
         }
@@ -183,7 +190,7 @@ impl Barred {
     /// Whether lists are followed at all.
     pub fn set_any(&self, any: bool) {
         self.any.store(any, Ordering::Release);
-        self.forget();
+        self.answers.forget();
     }
 
     fn count(&self, subject: Subject, named: &Named, deed: Deed) {
@@ -212,7 +219,9 @@ impl Barred {
     pub fn take_hits(&self) -> Vec<((u8, String), Hits)> {
         std::mem::take(&mut *self.hits.lock()).into_iter().collect()
     }
+}
 
+impl Answers {
     fn forget(&self) {
         let mut kept = self.kept.lock();
         self.generation.fetch_add(1, Ordering::AcqRel);
@@ -249,7 +258,7 @@ fn of_server(get: &impl Get, lists: &[RoomNum], server: &ServerName) -> store::R
     find(get, lists, Subject::Server, id::split_port(server.as_str()).0)
 }
 
-impl Follower for Barred {
+impl Follower for Answers {
     fn committed(&self, changes: &[&Change], _: Position) {
         if changes.iter().any(|change| change.policies) {
             self.forget();

@@ -183,7 +183,6 @@ impl Remote {
         let circle = Arc::new(circle::Circle::new(store.clone(), clock.clone()));
         let backoff = Backoff::new(store.clone(), clock.clone(), random, due.clone(), circle.clone());
         let barred = Arc::new(Barred::new(store.clone(), clock.clone(), options.server_name.clone()));
-        store.follow(barred.clone());
         Remote(Arc::new(Inner {
             pool: connect::Pool::new(account.clone(), options.limits, clock.clone()),
             services: service::Services::new(web.clone(), clock.clone()),
