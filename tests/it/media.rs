@@ -337,7 +337,7 @@ async fn where_no_token_is_asked_for_others_files_need_none_either() {
 #[tokio::test]
 async fn many_who_ask_for_one_file_cost_one_transfer() {
     const BYTES: u64 = 3_000_000;
-    let visit = Visit::start(Dials { bytes_per_second: 2_000_000, ..Dials::default() }, |_| {}).await;
+    let visit = Visit::start(Dials { bytes_per_second: 1_000_000, ..Dials::default() }, |_| {}).await;
     let alice = visit.house.register("alice").await;
     let (path, whole) = (file(BYTES), media_bytes(0, BYTES));
     let ask = async || visit.house.get(&path, &alice).await;
