@@ -512,6 +512,7 @@ mod tests {
         let anna = house.user("anna").await;
         for _ in 0..10 {
             let (name, topic) = (Some("\u{1f3e0}".repeat(2000)), Some("long".repeat(1000)));
+            house.clock.advance(std::time::Duration::from_millis(1));
             house.rooms.create(&anna, Create { name, topic, ..Create::default() }).await.unwrap();
         }
         let (mut from, mut pages) = (0, Vec::new());
