@@ -8,6 +8,7 @@ use std::sync::{Arc, Weak};
 use serde::Serialize;
 
 use super::{Admin, error::Error};
+use crate::http::page::Input;
 use crate::http::{ErrorResponse, Request, Response};
 
 /// What reading the settings again has changed.
@@ -24,19 +25,38 @@ pub struct Reloaded {
 pub struct Setting {
     /// With its section: `federation.listen`.
     pub name: &'static str,
-    /// As it is written in the file and in force; `None`: the file does not say it. A secret is `"…"`.
+    /// As it is written in the file; `None`: the file does not say it. A secret is `"…"`.
     pub written: Option<String>,
     pub default: Option<&'static str>,
     pub example: &'static str,
     pub doc: &'static str,
     /// Whether a change is in force without a restart.
     pub is_live: bool,
+    /// How the page asks for it, where it may be changed there.
+    pub input: Option<Input>,
+    /// What is written, or what comes without it, as somebody would type it.
+    pub typed: String,
+    /// What is in force is what was written at the start.
+    pub waits: bool,
+    /// By this setting something goes that does not come back.
+    pub removes: bool,
 }
 
 /// Who can read the settings again: the start of the server, which knows all parts.
 pub trait Reload: Send + Sync {
     /// An error is a sentence about the settings; then nothing has changed.
     fn reload(&self) -> Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send + '_>>;
+
+    /// Writes a setting into the config file as somebody typed it, or takes it out, and reads the file again. An error is a
+    /// sentence; then nothing has changed.
+    fn change(
+        &self,
+        name: &str,
+        typed: Option<&str>,
+    ) -> Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send + '_>>;
+
+    /// Why no setting can be written into the file; `None` where one can. Looks at the file.
+    fn closed(&self) -> Option<String>;
 
     /// The file that the settings are from, and every setting, those of a section together.
     fn settings(&self) -> (Option<PathBuf>, Vec<Setting>);

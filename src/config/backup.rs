@@ -2,6 +2,7 @@
 
 use super::setting::{Setting, optional, setting};
 use crate::backup::{Media, Recipient};
+use crate::http::page::Input;
 
 pub const SETTINGS: &[Setting] = &[
     optional(
@@ -24,20 +25,23 @@ pub const SETTINGS: &[Setting] = &[
         });
         let wrong = || format!("{text:?} is not a time of day such as \"03:30\"");
         Ok(config.backup.minute = minute.ok_or_else(wrong)?)
-    }),
+    })
+    .on_page(Input::Line),
     setting(
         "backup.keep_days",
         "14",
         "For how many days a backup is kept; the newest always stays. With 0 all of them are kept.",
         |config, given| Ok(config.backup.keep_days = given.days()?),
-    ),
+    )
+    .on_page_with_care(Input::Number),
     setting(
         "backup.media",
         r#""own""#,
         "The files it has: \"own\" for those that people here uploaded, \"all\" for those of other servers too, which are fetched again \
          otherwise, \"none\" for none.",
         |config, given| Ok(config.backup.media = given.one_of(&Media::NAMES)?),
-    ),
+    )
+    .on_page(Input::Choice(&["own", "all", "none"])),
     optional(
         "backup.recipient",
         r#""age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj""#,

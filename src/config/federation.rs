@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ruma::OwnedServerName;
 
 use super::setting::{Setting, addresses, optional, server_name, setting};
+use crate::http::page::Input;
 
 /// The least intake per hour. A transaction of large events is 3 MiB; with less than this hardly one would fit in an
 /// hour.
@@ -109,5 +110,6 @@ pub const SETTINGS: &[Setting] = &[
             _ => Err("must be \"1 MiB\" or more: an ordinary room has more traffic than less would allow".to_owned()),
         },
     )
+    .on_page(Input::Line)
     .live(),
 ];

@@ -1,6 +1,8 @@
 //! Finding and reading the config file.
 
-use std::io::ErrorKind;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use strsim::levenshtein;
@@ -64,6 +66,48 @@ fn unreadable(file: &Path, error: &std::io::Error) -> String {
     format!("{}: {error}{hint}", file.display())
 }
 
+/// Writes a config file anew, whole or not at all, with the owner and the mode it has. An error says why it is as it was.
+pub fn replace(file: &Path, text: &str) -> Result<(), String> {
+    // A link stays one.
+    let file = fs::canonicalize(file).map_err(|error| error.to_string())?;
+    let before = fs::metadata(&file).map_err(|error| error.to_string())?;
+    check_open(&file)?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    let mut name = file.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let beside = folder.join(name);
+    let _ = fs::remove_file(&beside);
+    let written = (|| {
+        // Nobody reads it who could not read the one before.
+        let mut new = File::options().write(true).create_new(true).mode(0o600).open(&beside)?;
+        new.write_all(text.as_bytes())?;
+        let is_mine = new.metadata().map(|new| (new.uid(), new.gid()) == (before.uid(), before.gid()))?;
+        if !is_mine {
+            std::os::unix::fs::fchown(&new, Some(before.uid()), Some(before.gid()))?;
+        }
+        new.set_permissions(before.permissions())?;
+        new.sync_all()?;
+        fs::rename(&beside, &file)?;
+        File::open(folder)?.sync_all()
+    })();
+    written.map_err(|error| {
+        let _ = fs::remove_file(&beside);
+        closed(&error)
+    })
+}
+
+/// Whether the server may write a config file, and put another one in its place. An error says why not.
+pub fn check_open(file: &Path) -> Result<(), String> {
+    File::options().write(true).open(file).map_err(|error| closed(&error))?;
+    let file = fs::canonicalize(file).map_err(|error| closed(&error))?;
+    let folder = file.parent().unwrap_or(Path::new("/"));
+    rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).map_err(|error| closed(&error.into()))
+}
+
+fn closed(error: &std::io::Error) -> String {
+    format!("the server may not write it ({error})")
+}
+
 pub fn is_section(prefix: &str) -> bool {
     settings().any(|setting| setting.name.starts_with(prefix))
 }
@@ -103,4 +147,68 @@ pub fn setting_at(text: &str, at: usize) -> Option<String> {
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn folder(name: &str) -> PathBuf {
+        let folder = std::env::temp_dir().join(format!("snug-config-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_setting_is_written_where_it_stands_and_the_mode_stays() {
+        let folder = folder("change");
+        let (file, link) = (folder.join("real.toml"), folder.join("snug.toml"));
+        fs::write(&file, "# mine\nlog = \"info\" # quiet\n\n[rooms]\n# end\n").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let overrides = Overrides { config: Some(link.clone()), ..Overrides::default() };
+        let config = Config::load(&overrides).unwrap();
+        config.change("log", Some("warn")).unwrap();
+        config.change("rooms.admission", Some("ask")).unwrap();
+        config.change("guests", Some("true")).unwrap();
+        config.change("guests", None).unwrap();
+        assert_eq!(
+            fs::read_to_string(&file).unwrap(),
+            "# mine\nlog = \"warn\" # quiet\n\n[rooms]\nadmission = \"ask\"\n# end\n"
+        );
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        // What no page may change, and what the check of the file refuses, changes nothing.
+        let before = fs::read_to_string(&file).unwrap();
+        for (name, typed) in [
+            ("listen", "127.0.0.1:1"),
+            ("registration_shared_secret", "a"),
+            ("backup.target", "/"),
+            ("nothing", "1"),
+            ("log", "loud"),
+            ("rooms.history_days", "99999999999999"),
+            ("registration", "token"),
+        ] {
+            config.change(name, Some(typed)).unwrap_err();
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), before);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 2, "nothing is left beside it");
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    /// A file that the program did not write may say the same in many ways.
+    #[test]
+    fn what_cannot_be_changed_says_what_to_do_by_hand() {
+        let folder = folder("inline");
+        let file = folder.join("snug.toml");
+        fs::write(&file, "rooms = { admission = \"ask\" }\n").unwrap();
+        let config = Config::load(&Overrides { config: Some(file.clone()), ..Overrides::default() }).unwrap();
+        let why = config.change("rooms.purge_left", Some("true")).unwrap_err();
+        assert!(why.contains("write `purge_left = true` there by hand, below [rooms]"), "{why}");
+        fs::remove_dir_all(folder).unwrap();
+    }
 }

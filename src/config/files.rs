@@ -1,6 +1,7 @@
 //! `[media]`: what files may take, and how long they stay.
 
 use super::setting::{Setting, optional, setting};
+use crate::http::page::Input;
 
 pub const SETTINGS: &[Setting] = &[
     optional(
@@ -9,7 +10,8 @@ pub const SETTINGS: &[Setting] = &[
         "What the files of all accounts may take together. When not set: as much as the disk has. What one account may \
          have is account_upload_bytes_max.",
         |config, given| Ok(config.media.local_bytes_max = Some(given.bytes()?)),
-    ),
+    )
+    .on_page(Input::Line),
     optional(
         "media.remote_bytes_max",
         r#""2 GiB""#,
@@ -17,14 +19,16 @@ pub const SETTINGS: &[Setting] = &[
          everybody; the one that nobody asked for longest goes first. One that would take more than a quarter of it is passed \
          on without being kept. When not set: a tenth of the disk, 4 GiB at most. With 0 nothing is kept.",
         |config, given| Ok(config.media.remote_bytes_max = Some(given.bytes()?)),
-    ),
+    )
+    .on_page(Input::Line),
     setting(
         "media.remote_unused_days",
         "90",
         "A file of another server that nobody asked for in as many days is removed; it is fetched again when somebody does. \
          With 0 it stays while there is room.",
         |config, given| Ok(config.media.remote_unused_days = given.days()?),
-    ),
+    )
+    .on_page(Input::Number),
     setting(
         "media.local_unused_days",
         "0",
@@ -32,14 +36,16 @@ pub const SETTINGS: &[Setting] = &[
          for a year. It is noted from then on that this is set, so that nothing goes before as many days are over. With 0 no \
          upload is ever removed by itself.",
         |config, given| Ok(config.media.local_unused_days = given.days()?),
-    ),
+    )
+    .on_page_with_care(Input::Number),
     setting(
         "media.free_bytes_min",
         r#""0""#,
         "What files leave free on the disk, for what else is on it. Below that no upload is taken, and files of other servers \
          go. An eighth of the disk, 256 MiB at most, always stays free for messages and keys.",
         |config, given| Ok(config.media.free_bytes_min = given.bytes()?),
-    ),
+    )
+    .on_page(Input::Line),
     setting(
         "media.authenticated",
         "true",

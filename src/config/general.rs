@@ -6,6 +6,7 @@ use super::file::read;
 use super::setting::{Setting, addresses, optional, own_name, setting, tokens, url};
 use crate::budget::is_path;
 use crate::client::{PresenceMode, Registration};
+use crate::http::page::Input;
 use crate::web::Mount;
 
 /// A year: longer than that, an app need not refresh.
@@ -45,6 +46,7 @@ pub const SETTINGS: &[Setting] = &[
          /.well-known/matrix/client.",
         |config, given| Ok(config.apps.public_url = Some(url(given.text()?)?)),
     )
+    .on_page(Input::Line)
     .live()
     .shown_first(),
     setting(
@@ -61,6 +63,7 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.apps.registration = given.one_of(&known)?)
         },
     )
+    .on_page(Input::Choice(&["closed", "token", "open"]))
     .live()
     .shown_first(),
     optional(
@@ -111,6 +114,7 @@ pub const SETTINGS: &[Setting] = &[
          and to take part in those whose guest access says so.",
         |config, given| Ok(config.apps.guests = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
     setting(
         "guests_unused_days",
@@ -122,7 +126,8 @@ pub const SETTINGS: &[Setting] = &[
             days @ 1..=GUESTS_DAYS_MAX => Ok(config.guests_unused_days = Some(days)),
             _ => Err(format!("must be a number of days up to {GUESTS_DAYS_MAX}")),
         },
-    ),
+    )
+    .on_page(Input::Number),
     setting(
         "access_token_lifetime_minutes",
         "60",
@@ -133,6 +138,7 @@ pub const SETTINGS: &[Setting] = &[
             _ => Err(format!("must be a number of minutes from 1 to {LIFETIME_MINUTES_MAX}")),
         },
     )
+    .on_page(Input::Number)
     .live(),
     optional(
         "budget",
@@ -152,17 +158,20 @@ pub const SETTINGS: &[Setting] = &[
          share a room and those in public rooms, and can write to others whose whole name they know.",
         |config, given| Ok(config.apps.search_all_users = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
     setting("upload_bytes_max", r#""50 MiB""#, "The largest file that can be uploaded.", |config, given| {
         Ok(config.upload_bytes_max = given.bytes()?)
-    }),
+    })
+    .on_page(Input::Line),
     optional(
         "account_upload_bytes_max",
         r#""5 GiB""#,
         "What the files of one account may take in all, also of an administrator's; an account that has used it up \
          cannot upload. When not set: a tenth of the disk. `snug user list` shows the use of each account.",
         |config, given| Ok(config.account_upload_bytes_max = Some(given.bytes()?)),
-    ),
+    )
+    .on_page(Input::Line),
     setting(
         "trusted_proxies",
         "[]",
@@ -186,6 +195,7 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.apps.presence = given.one_of(&known)?)
         },
     )
+    .on_page(Input::Choice(&["local", "all", "off"]))
     .live(),
     setting(
         "rate_limits",
@@ -241,6 +251,7 @@ pub const SETTINGS: &[Setting] = &[
             }
         },
     )
+    .on_page(Input::Line)
     .live(),
     setting(
         "appservices",

@@ -1,6 +1,7 @@
 //! `[home]`: being found on the home network.
 
 use super::setting::{Setting, optional, setting};
+use crate::http::page::Input;
 
 /// The settings.
 #[derive(Debug, Clone, Default)]
@@ -17,7 +18,8 @@ pub const SETTINGS: &[Setting] = &[
         "Whether machines of the home network find this server as snug.local, with no name in the DNS and no Internet (multicast \
          DNS). Only on private networks, and when listen lets other machines in.",
         |config, given| Ok(config.home.announce = given.flag()?),
-    ),
+    )
+    .on_page(Input::Flag),
     optional(
         "home.name",
         r#""snug""#,

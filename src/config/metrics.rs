@@ -2,6 +2,7 @@
 
 use super::setting::{Setting, optional, setting};
 use crate::http::Network;
+use crate::http::page::Input;
 
 /// Shorter ones could be guessed.
 const TOKEN_CHARS_MIN: usize = 16;
@@ -22,6 +23,7 @@ pub const SETTINGS: &[Setting] = &[
          /_snug/health answers everybody: 200 or 503 with a sentence.",
         |config, given| Ok(config.metrics.enabled = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
     setting(
         "metrics.allow",

@@ -34,6 +34,7 @@ mod home;
 mod relay;
 mod rtc;
 mod client;
+mod edit;
 mod federation;
 mod file;
 mod general;
@@ -54,6 +55,7 @@ mod support;
 mod terms;
 
 pub use certificates::Certificates;
+pub use edit::typed;
 pub use metrics::Metrics;
 pub use moderation::Moderation;
 pub use notices::Notices;
@@ -155,6 +157,8 @@ pub struct Config {
     pub secret_files: Vec<PathBuf>,
     /// What the file says, as it is written there, by the name of the setting.
     pub written: BTreeMap<&'static str, String>,
+    /// What the file says by now of settings that are in force as they were at the start.
+    pub waits: BTreeMap<&'static str, Option<String>>,
     /// What the command line said, for reading the settings again.
     pub overrides: Overrides,
 }
@@ -167,6 +171,17 @@ pub struct Overrides {
     pub listen: Vec<String>,
     pub budget: Option<String>,
     pub server_name: Option<String>,
+}
+
+/// What to do by hand, since a setting could not be written.
+fn unchanged(file: &Path, name: &str, value: &Option<String>, why: String) -> String {
+    let (section, key) = name.rsplit_once('.').unwrap_or(("", name));
+    let place = if section.is_empty() { "above the first section".to_owned() } else { format!("below [{section}]") };
+    let what = match value {
+        Some(value) => format!("write `{key} = {value}` there by hand, {place}"),
+        None => format!("take `{key}` out there by hand, {place}"),
+    };
+    format!("{} is as it was: {why}. To change it, {what}, and have the file read again", file.display())
 }
 
 /// An error in the settings: what is wrong, where, and what is allowed.
@@ -210,12 +225,15 @@ impl Config {
     /// Finds and reads the config file, then applies the command line. Without a file every setting has its default.
     pub fn load(overrides: &Overrides) -> Result<Config, Error> {
         let file = find(overrides)?;
-        let mut config = match &file {
-            Some(file) => {
-                let text = read(file).map_err(Error::new)?;
-                Config::parse(&text, file)?
-            }
-            None => Config::default(),
+        let text = file.as_deref().map(read).transpose().map_err(Error::new)?;
+        Config::of(overrides, file, text.as_deref())
+    }
+
+    /// The settings of a file's text, and of the command line.
+    fn of(overrides: &Overrides, file: Option<PathBuf>, text: Option<&str>) -> Result<Config, Error> {
+        let mut config = match (&file, text) {
+            (Some(file), Some(text)) => Config::parse(text, file)?,
+            _ => Config::default(),
         };
         config.apply(overrides)?;
         config.overrides = overrides.clone();
@@ -242,6 +260,40 @@ impl Config {
         })?;
         config.set_all("", table.get_ref(), &folder, text).map_err(|(error, at)| located(error, at))?;
         Ok(config)
+    }
+
+    /// Why the server cannot write into its config file; `None` where it can.
+    pub fn closed(&self) -> Option<String> {
+        match &self.file {
+            Some(file) => file::check_open(file).err(),
+            None => Some("this server was started without a config file".to_owned()),
+        }
+    }
+
+    /// Writes a setting into the config file as somebody typed it, or takes it out, and nothing else of the file changes. An
+    /// error is a sentence for who typed it; then the file is as it was.
+    pub fn change(&self, name: &str, typed: Option<&str>) -> Result<(), String> {
+        let setting = settings().find(|setting| setting.name == name);
+        let found = setting.and_then(|setting| Some((setting, setting.input?)));
+        let (setting, input) = found.ok_or("this setting is changed in the config file alone")?;
+        let value = typed.map(|typed| edit::value(input, typed)).transpose()?;
+        let file = self.file.clone().ok_or("this server was started without a config file")?;
+        let before = read(&file)?;
+        let after = edit::with(&before, name, value.as_deref()).map_err(|why| unchanged(&file, name, &value, why))?;
+        let of = |text: &str| Config::of(&self.overrides, Some(file.clone()), Some(text));
+        let old = of(&before).map_err(|error| error.to_string())?;
+        let new = of(&after).map_err(|error| error.message)?;
+        // Whatever the text looked like, this is what counts.
+        let mut wanted = old.written;
+        match &value {
+            Some(value) => wanted.insert(setting.name, value.clone()),
+            None => wanted.remove(setting.name),
+        };
+        if new.written != wanted {
+            let why = "the file says it in another way than this page can change".to_owned();
+            return Err(unchanged(&file, name, &value, why));
+        }
+        file::replace(&file, &after).map_err(|why| unchanged(&file, name, &value, why))
     }
 
     fn set_all(&mut self, section: &str, table: &DeTable<'_>, folder: &Path, text: &str) -> Result<(), (Error, usize)> {
@@ -400,6 +452,7 @@ impl Default for Config {
             home: Home::default(),
             secret_files: Vec::new(),
             written: BTreeMap::new(),
+            waits: BTreeMap::new(),
             overrides: Overrides::default(),
         };
         for setting in settings() {

@@ -3,6 +3,7 @@
 use ruma::{RoomAliasId, RoomId};
 
 use super::setting::{Setting, setting};
+use crate::http::page::Input;
 use crate::room::POLICY_LISTS_MAX;
 
 /// `[moderation]`: see above.
@@ -22,6 +23,7 @@ pub const SETTINGS: &[Setting] = &[setting(
      they kept out. Who may change the list decides with whom people here can talk.",
     |config, given| Ok(config.moderation.policy_lists = given.texts()?.into_iter().map(list).collect::<Result<_, _>>()?),
 )
+.on_page(Input::List)
 .live()];
 
 fn list(text: &str) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! `[notices]`: how this server tells its users something.
 
 use super::setting::{Setting, optional, setting};
+use crate::http::page::Input;
 
 /// `[notices]`: how this server tells its users something.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +28,8 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("notices.name", r#""Server notices""#, "The name of that account, as people see it.", |config, given| {
         Ok(config.notices.name = given.text()?.to_owned())
-    }),
+    })
+    .on_page(Input::Line),
     optional(
         "notices.avatar",
         r#""mxc://example.org/abc""#,
@@ -43,6 +45,7 @@ pub const SETTINGS: &[Setting] = &[
         "The name of the room that each user has for notices. A changed name is that of rooms made from then on.",
         |config, given| Ok(config.notices.room_name = given.text()?.to_owned()),
     )
+    .on_page(Input::Line)
     .live(),
     setting(
         "notices.join",
@@ -50,5 +53,6 @@ pub const SETTINGS: &[Setting] = &[
         "Whether users are put into that room. Otherwise they are invited to it; that invite cannot be declined.",
         |config, given| Ok(config.notices.join = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
 ];

@@ -2,6 +2,7 @@
 
 use super::given::Given;
 use super::setting::{Setting, setting};
+use crate::http::page::Input;
 use crate::room::Who;
 
 pub const SETTINGS: &[Setting] = &[
@@ -13,6 +14,7 @@ pub const SETTINGS: &[Setting] = &[
          those whom such a pattern names. The same holds for the others here.",
         |config, given| Ok(config.policies.create_rooms = who(given)?),
     )
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
     setting(
         "policies.publish_rooms",
@@ -20,6 +22,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may list rooms in the public directory of this server.",
         |config, given| Ok(config.policies.publish_rooms = who(given)?),
     )
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
     setting(
         "policies.publish_aliases",
@@ -27,6 +30,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may give rooms addresses of this server, such as #tea:example.org.",
         |config, given| Ok(config.policies.publish_aliases = who(given)?),
     )
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
     setting(
         "policies.encrypt_rooms",
@@ -34,10 +38,12 @@ pub const SETTINGS: &[Setting] = &[
         "Who may make rooms encrypted. Most apps make direct chats so: who may not cannot begin one with them.",
         |config, given| Ok(config.policies.encrypt_rooms = who(given)?),
     )
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
     setting("policies.invite", r#""everybody""#, "Who may invite others, from here or from elsewhere.", |config, given| {
         Ok(config.policies.invite = who(given)?)
     })
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
     setting(
         "policies.invited_from_outside",
@@ -45,6 +51,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may be invited by people of other servers.",
         |config, given| Ok(config.policies.invited_from_outside = who(given)?),
     )
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
     setting(
         "policies.join_remote_rooms",
@@ -52,6 +59,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may join, or ask to join, rooms that nobody of this server is in.",
         |config, given| Ok(config.policies.join_remote_rooms = who(given)?),
     )
+    .on_page(Input::Choice(&["everybody", "administrators"]))
     .live(),
 ];
 

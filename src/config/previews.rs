@@ -1,6 +1,7 @@
 //! `[previews]`: previews of links.
 
 use super::setting::{Setting, setting};
+use crate::http::page::Input;
 
 /// `[previews]`: previews of links.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +22,7 @@ pub const SETTINGS: &[Setting] = &[
          the home network are not asked. Apps do not ask for links in encrypted rooms unless told to.",
         |config, given| Ok(config.previews.enabled = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
     setting(
         "previews.deny",
@@ -28,6 +30,7 @@ pub const SETTINGS: &[Setting] = &[
         "Sites that are never asked for a preview, such as [\"example.org\"]: the host and all below it.",
         |config, given| Ok(config.previews.deny = given.texts()?.into_iter().map(ToOwned::to_owned).collect()),
     )
+    .on_page(Input::List)
     .live(),
     setting(
         "previews.private_hosts",

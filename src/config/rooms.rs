@@ -2,6 +2,7 @@
 
 use super::setting::{Setting, setting};
 use crate::client;
+use crate::http::page::Input;
 use crate::room::Policy;
 
 /// `[rooms]`: see above.
@@ -27,6 +28,7 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.rooms.admission = given.one_of(&known)?)
         },
     )
+    .on_page(Input::Choice(&["allow", "ask", "refuse"]))
     .live(),
     setting(
         "rooms.forget_left",
@@ -35,6 +37,7 @@ pub const SETTINGS: &[Setting] = &[
              more. Otherwise that is for each of them to say.",
         |config, given| Ok(config.rooms.forget_left = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
     setting(
         "rooms.redacted_kept_days",
@@ -43,6 +46,7 @@ pub const SETTINGS: &[Setting] = &[
          still see what a message said that was deleted; some apps have a button for it. With 0 a deleted message is gone at once.",
         |config, given| Ok(config.rooms.redacted_kept_days = given.days()?),
     )
+    .on_page(Input::Number)
     .live(),
     setting(
         "rooms.history_days",
@@ -51,6 +55,7 @@ pub const SETTINGS: &[Setting] = &[
          stays, such as names and members. They go once a day. With 0 they stay.",
         |config, given| Ok(config.rooms.history_days = given.days()?),
     )
+    .on_page_with_care(Input::Number)
     .live(),
     setting(
         "rooms.retention_days_min",
@@ -59,6 +64,7 @@ pub const SETTINGS: &[Setting] = &[
          more than history_days where that is set. With 0 what rooms say does not count.",
         |config, given| Ok(config.rooms.retention_days_min = given.days()?),
     )
+    .on_page_with_care(Input::Number)
     .live(),
     setting(
         "rooms.purge_left",
@@ -67,6 +73,7 @@ pub const SETTINGS: &[Setting] = &[
          forget_left as soon as the last one leaves. Otherwise `snug purge left` does so.",
         |config, given| Ok(config.rooms.purge_left = given.flag()?),
     )
+    .on_page_with_care(Input::Flag)
     .live(),
     setting(
         "rooms.default_version",
@@ -80,5 +87,6 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.apps.room_version = Some(version.ok_or_else(none)?))
         },
     )
+    .on_page(Input::Line)
     .live(),
 ];

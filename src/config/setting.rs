@@ -6,6 +6,7 @@ use ruma::OwnedServerName;
 
 use super::given::Given;
 use super::{Config, settings};
+use crate::http::page::Input;
 
 /// One setting.
 pub struct Setting {
@@ -21,6 +22,11 @@ pub struct Setting {
     pub first: bool,
     /// Whether a change is in force without a restart.
     pub live: bool,
+    /// How a page asks for it, where an administrator may change it there: nothing that leads to files or to hosts of the home
+    /// network, that a secret is, or that could lock them out. Whoever administers the server need not be who owns the machine.
+    pub input: Option<Input>,
+    /// By this setting something goes that does not come back.
+    pub removes: bool,
     pub set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
 }
 
@@ -31,7 +37,7 @@ pub const fn optional(
     doc: &'static str,
     set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
 ) -> Setting {
-    Setting { name, default: None, example, doc, first: false, live: false, set }
+    Setting { name, default: None, example, doc, first: false, live: false, input: None, removes: false, set }
 }
 
 /// A setting with a default.
@@ -41,7 +47,17 @@ pub const fn setting(
     doc: &'static str,
     set: fn(&mut Config, &Given<'_>) -> Result<(), String>,
 ) -> Setting {
-    Setting { name, default: Some(default), example: default, doc, first: false, live: false, set }
+    Setting {
+        name,
+        default: Some(default),
+        example: default,
+        doc,
+        first: false,
+        live: false,
+        input: None,
+        removes: false,
+        set,
+    }
 }
 
 impl Setting {
@@ -49,6 +65,18 @@ impl Setting {
     pub const fn live(mut self) -> Setting {
         self.live = true;
         self
+    }
+
+    /// Administrators may change it on the page.
+    pub const fn on_page(mut self, input: Input) -> Setting {
+        self.input = Some(input);
+        self
+    }
+
+    /// The same, and are told that what goes by it does not come back.
+    pub const fn on_page_with_care(mut self, input: Input) -> Setting {
+        self.removes = true;
+        self.on_page(input)
     }
 
     /// Whether its value is for nobody's eyes: a page shows only that it is set. What names a file is no secret itself.

@@ -12,7 +12,7 @@ use super::{admin_settings, calls, log, notice_options};
 use crate::admin::{Admin, Reload, Reloaded, Setting};
 use crate::base::blocking;
 use crate::client::Client;
-use crate::config::{Config, Previews, settings};
+use crate::config::{Config, Previews, settings, typed};
 use crate::federation::Federation;
 use crate::http::tls::Certificate;
 use crate::http::{HttpServer, Limits};
@@ -41,36 +41,77 @@ impl Reload for Reloader {
     fn reload(&self) -> std::pin::Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send + '_>> {
         Box::pin(async {
             let _turn = self.turn.lock().await;
-            let (before, certificates) = (self.config.lock().clone(), self.certificates.clone());
-            let overrides = before.overrides.clone();
-            let newer = blocking(move || {
-                let newer = Config::load(&overrides).map_err(|error| error.to_string())?;
-                // What cannot be used is logged, and the one before stays in use.
-                certificates.iter().for_each(|certificate| drop(certificate.reread()));
-                Ok::<_, String>(newer)
-            });
-            let newer = newer.await.inspect_err(|wrong| tracing::error!("the settings stay as they are: {wrong}"))?;
-            let (changed, restart) = before.changed(&newer);
-            self.apply(&newer);
-            *self.config.lock() = Config { written: in_force(&before, &newer, &restart), ..newer };
-            say(&changed, &restart);
-            Ok(Reloaded { changed, restart })
+            self.read_again().await
         })
+    }
+
+    fn change(
+        &self,
+        name: &str,
+        typed: Option<&str>,
+    ) -> std::pin::Pin<Box<dyn Future<Output = Result<Reloaded, String>> + Send + '_>> {
+        let (name, typed) = (name.to_owned(), typed.map(str::to_owned));
+        Box::pin(async move {
+            let _turn = self.turn.lock().await;
+            let config = self.config.lock().clone();
+            blocking(move || config.change(&name, typed.as_deref())).await?;
+            self.read_again().await
+        })
+    }
+
+    fn closed(&self) -> Option<String> {
+        let config = self.config.lock().clone();
+        config.closed()
     }
 
     fn settings(&self) -> (Option<PathBuf>, Vec<Setting>) {
         let config = self.config.lock();
         let shown = settings().map(|setting| {
-            let written = config.written.get(setting.name);
+            let newer = config.waits.get(setting.name);
+            let written = newer.map_or_else(|| config.written.get(setting.name), Option::as_ref);
+            let as_typed = match setting.input {
+                Some(_) => written.map(String::as_str).or(setting.default).map(typed).unwrap_or_default(),
+                None => String::new(),
+            };
             let written = written.map(|text| if setting.is_secret() { "…".to_owned() } else { text.clone() });
-            let crate::config::Setting { name, default, example, doc, live: is_live, .. } = *setting;
-            Setting { name, written, default, example, doc, is_live }
+            let crate::config::Setting { name, default, example, doc, live: is_live, input, removes, .. } = *setting;
+            Setting {
+                name,
+                written,
+                default,
+                example,
+                doc,
+                is_live,
+                input,
+                typed: as_typed,
+                removes,
+                waits: newer.is_some(),
+            }
         });
         (config.file.clone(), shown.collect())
     }
 }
 
 impl Reloader {
+    /// For whoever has the turn.
+    async fn read_again(&self) -> Result<Reloaded, String> {
+        let (before, certificates) = (self.config.lock().clone(), self.certificates.clone());
+        let overrides = before.overrides.clone();
+        let newer = blocking(move || {
+            let newer = Config::load(&overrides).map_err(|error| error.to_string())?;
+            // What cannot be used is logged, and the one before stays in use.
+            certificates.iter().for_each(|certificate| drop(certificate.reread()));
+            Ok::<_, String>(newer)
+        });
+        let newer = newer.await.inspect_err(|wrong| tracing::error!("the settings stay as they are: {wrong}"))?;
+        let (changed, restart) = before.changed(&newer);
+        self.apply(&newer);
+        let waits = restart.iter().map(|name| (*name, newer.written.get(name).cloned())).collect();
+        *self.config.lock() = Config { written: in_force(&before, &newer, &restart), waits, ..newer };
+        say(&changed, &restart);
+        Ok(Reloaded { changed, restart })
+    }
+
     /// Puts the settings in force that can be.
     fn apply(&self, config: &Config) {
         let client = &self.client;

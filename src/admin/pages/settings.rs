@@ -4,21 +4,27 @@ use std::path::Path;
 
 use askama::Template;
 
-use super::frame::{Form, Frame, Pages, Visit, coded};
+use super::frame::{Form, Frame, Pages, Visit, coded, sentence};
 use super::rooms::many;
 use crate::admin::{
     Setting,
     error::Error,
     reload::{reloaded, whole},
 };
-use crate::base::bounded;
-use crate::http::{ErrorResponse, Response};
+use crate::base::{blocking, bounded};
+use crate::http::page::Input;
+use crate::http::{ErrorResponse, Response, StatusCode};
 
 /// Of a value as the file has it.
 const VALUE_CHARS_MAX: usize = 400;
 
 pub fn routes(pages: &mut Pages<'_>) {
-    pages.show("settings/", show).act("settings/", reload).show("settings/in/{section}", section);
+    pages
+        .show("settings/", show)
+        .act("settings/", reload)
+        .show("settings/in/{section}", section)
+        .show("settings/of/{name}", ask)
+        .act("settings/of/{name}", change);
 }
 
 #[derive(Template)]
@@ -48,6 +54,9 @@ fn title(key: &str) -> &'static str {
         "federation" => "Other servers",
         "acme" => "Certificates from an authority",
         "rooms" => "Rooms and their history",
+        "policies" => "Who may do what",
+        "moderation" => "Lists of whom to keep out",
+        "rates" => "How often",
         "search" => "Search in messages",
         "media" => "Pictures and files",
         "previews" => "Previews of links",
@@ -62,6 +71,11 @@ fn title(key: &str) -> &'static str {
         "support" => "Whom to ask",
         _ => "",
     }
+}
+
+/// The page that changes a setting, below the root.
+fn path(name: &str) -> String {
+    format!("settings/of/{name}")
 }
 
 /// The section of a setting; those outside of any are `general`.
@@ -135,6 +149,10 @@ struct Row {
     /// HTML.
     doc: String,
     is_live: bool,
+    /// It is in the file, and not in force yet.
+    waits: bool,
+    /// Of the page that changes it, below the root.
+    change: Option<String>,
 }
 
 /// `GET settings/in/{section}`
@@ -146,10 +164,11 @@ pub async fn section(visit: Visit) -> Result<Response, Error> {
         return Err(ErrorResponse::not_found("there are no such settings").into());
     };
     let rows = settings.map(|setting| {
-        let Setting { name, written, default, example, doc, is_live } = setting;
-        let name = name.rsplit_once('.').map_or(name, |(_, name)| name);
+        let Setting { name: whole, written, default, example, doc, is_live, input, waits, .. } = setting;
+        let name = whole.rsplit_once('.').map_or(whole, |(_, name)| name);
+        let change = input.map(|_| path(whole));
         let value = written.map(|text| bounded(text, VALUE_CHARS_MAX));
-        Row { name, value, otherwise: default, example, doc: coded(doc), is_live }
+        Row { name, value, otherwise: default, example, doc: coded(doc), is_live, waits, change }
     });
     let rows = rows.collect();
     visit
@@ -161,4 +180,113 @@ pub async fn section(visit: Visit) -> Result<Response, Error> {
             rows,
         })
         .await
+}
+
+#[derive(Template)]
+#[template(path = "setting.html")]
+struct Change {
+    frame: Frame,
+    path: String,
+    section: &'static str,
+    title: &'static str,
+    name: &'static str,
+    /// HTML.
+    doc: String,
+    file: Option<String>,
+    field: Field,
+    typed: String,
+    is_written: bool,
+    otherwise: Option<String>,
+    is_live: bool,
+    removes: bool,
+    /// Why the server cannot write into the file.
+    closed: Option<String>,
+    wrong: Option<String>,
+}
+
+/// The field of the form.
+enum Field {
+    /// Words, and the one that is so.
+    Words(Vec<(&'static str, &'static str)>),
+    Line {
+        is_number: bool,
+    },
+    Lines,
+}
+
+impl Field {
+    fn new(input: Input) -> Field {
+        match input {
+            Input::Flag => Field::Words(vec![("true", "Yes"), ("false", "No")]),
+            Input::Choice(known) => Field::Words(known.iter().map(|word| (*word, *word)).collect()),
+            Input::Number => Field::Line { is_number: true },
+            Input::Line => Field::Line { is_number: false },
+            Input::List => Field::Lines,
+        }
+    }
+}
+
+/// The setting that a page is about, and how it is asked for.
+fn wanted(visit: &Visit) -> Result<(Option<String>, Setting, Input), Error> {
+    let name = visit.request.param("name");
+    let (file, settings) = whole(&visit.admin)?.settings();
+    let found = settings.into_iter().find(|setting| setting.name == name);
+    let Some(setting) = found else { return Err(ErrorResponse::not_found("there is no such setting").into()) };
+    let Some(input) = setting.input else {
+        return Err(ErrorResponse::forbidden(format!("{name} is changed in the config file alone")).into());
+    };
+    Ok((file.map(shown), setting, input))
+}
+
+async fn form(visit: &Visit, typed: Option<String>, wrong: Option<String>) -> Result<Change, Error> {
+    let whole = whole(&visit.admin)?;
+    let closed = blocking(move || whole.closed()).await;
+    let (file, setting, input) = wanted(visit)?;
+    let section = section_of(setting.name);
+    let name = setting.name.rsplit_once('.').map_or(setting.name, |(_, name)| name);
+    Ok(Change {
+        frame: visit.frame("settings", setting.name),
+        path: path(setting.name),
+        section,
+        title: Some(title(section)).filter(|title| !title.is_empty()).unwrap_or(section),
+        name,
+        doc: coded(setting.doc),
+        file,
+        field: Field::new(input),
+        typed: typed.unwrap_or(setting.typed),
+        is_written: setting.written.is_some(),
+        otherwise: setting.default.map(ToOwned::to_owned),
+        is_live: setting.is_live,
+        removes: setting.removes,
+        closed,
+        wrong,
+    })
+}
+
+/// `GET settings/of/{name}`: the form of a setting that may be changed here. 403 for any other.
+pub async fn ask(visit: Visit) -> Result<Response, Error> {
+    let page = form(&visit, None, None).await?;
+    visit.page(&page).await
+}
+
+/// `POST settings/of/{name}`: writes the field `value` into the file, or takes the setting out, by the field `what`. 400 and the
+/// form again when it cannot be; then nothing has changed.
+pub async fn change(visit: Visit, sent: Form) -> Result<Response, Error> {
+    let (_, setting, _) = wanted(&visit)?;
+    let name = setting.name;
+    let typed = match sent.text("what").as_str() {
+        "unset" => None,
+        "set" => Some(sent.text("value")),
+        _ => return Err(ErrorResponse::invalid_param("this page has no such button").into()),
+    };
+    let done = match whole(&visit.admin)?.change(name, typed.as_deref()).await {
+        Ok(done) => done,
+        Err(wrong) => {
+            let page = form(&visit, typed, Some(coded(&sentence(&wrong)))).await?;
+            return Ok(visit.page(&page).await?.with_status(StatusCode::BAD_REQUEST));
+        }
+    };
+    tracing::info!("{} changed the setting {name} on the page", visit.user_id);
+    let said = if done.restart.contains(&name) { "setting-restart" } else { "setting-live" };
+    Ok(visit.done(&format!("settings/in/{}", section_of(name)), said))
 }

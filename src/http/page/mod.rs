@@ -13,6 +13,20 @@ pub const MARK: &str = include_str!("mark.svg");
 /// The template of a page, without what is said on it.
 pub const BYTES: u64 = 16 * 1024;
 
+/// How a page asks for a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Input {
+    /// Yes or no.
+    Flag,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    Number,
+    /// A line of text, also for sizes such as `50 MiB`.
+    Line,
+    /// Texts, each on a line.
+    List,
+}
+
 /// A whole page. `body` is HTML; `title` and `server` are plain text.
 pub fn page(title: &str, server: &str, body: &str) -> Response {
     page_that(title, server, body, SCRIPT)
