@@ -30,9 +30,14 @@ struct Force {
 pub async fn room(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let room_id: OwnedRoomId = request.param_as("room")?;
     let Force { force } = request.json().await?;
+    begin(&admin, room_id, force).await?;
+    Ok(Response::ok())
+}
+
+/// Begins to remove a room. With `force` people of this server leave it first.
+pub async fn begin(admin: &Admin, room_id: OwnedRoomId, force: bool) -> Result<(), Error> {
     if !force {
-        admin.rooms.purge(&room_id, false).await?;
-        return Ok(Response::ok());
+        return Ok(admin.rooms.purge(&room_id, false).await?);
     }
     if !admin.rooms.is_known(&room_id).await? {
         return Err(crate::room::Error::NotFound.into());
@@ -43,7 +48,7 @@ pub async fn room(admin: Arc<Admin>, mut request: Request) -> Result<Response, E
             tracing::warn!(room = %room_id, %failed, "the room could not be removed");
         }
     }));
-    Ok(Response::ok())
+    Ok(())
 }
 
 /// `POST /purge/left`: begins to remove every room that nobody here is in or invited to. Answers how many.

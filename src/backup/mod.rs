@@ -406,8 +406,14 @@ impl Backups {
         self.make_as(self.begin()?, order, true).await
     }
 
+    /// Makes the backup of the schedule now, in a turn that was taken; it counts as one of the schedule.
+    pub async fn make_now(&self, turn: Turn) -> Result<String, Error> {
+        let order = self.order().await?;
+        self.make_as(turn, order, true).await
+    }
+
     /// What the schedule says. `Bad` when there is none.
-    pub async fn order(&self) -> Result<Order, Error> {
+    async fn order(&self) -> Result<Order, Error> {
         let options = &self.0.options;
         let target = options.target.clone();
         let target = target.ok_or_else(|| Error::Bad("no folder for backups is set: backup.target".to_owned()))?;

@@ -15,7 +15,7 @@ def story(lab):
     server = lab.snug(more="[page]\npath = \"/house/\"\n[backup]\ntarget = \"%s\"\n" % backups)
     with open(os.path.join(lab.dir, "snug.log"), errors="replace") as log:
         first = next(word for line in log for word in line.split() if "/_snug/first/" in word)
-    env = dict(OTHER=other.base, OTHER_NAME=other.server_name, OTHER_PID=str(other.child.pid), FIRST=server.base + first[first.index("/_snug/first/"):], PAGE=server.base + "/house/")
+    env = dict(CONFIG=server.config, OTHER=other.base, OTHER_NAME=other.server_name, OTHER_PID=str(other.child.pid), FIRST=server.base + first[first.index("/_snug/first/"):], PAGE=server.base + "/house/")
     drive(lab, ["node", os.path.join(HERE, "js", "page.mjs")], server, env)
     say("-- %d KiB resident at most" % server.peak_kib())
     http("GET", server.base + "/_matrix/client/versions")

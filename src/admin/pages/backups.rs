@@ -148,12 +148,14 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
 /// How it is, as Home says it of the whole server.
 fn state(status: &Status, now_ms: u64) -> (&'static str, String, String) {
     let noted = &status.noted;
-    let last = match noted.made_ms {
+    // Where the schedule makes them, one by hand is none of these.
+    let made_ms = if status.is_scheduled { noted.scheduled_ms } else { noted.made_ms };
+    let last = match made_ms {
         Some(made_ms) if now_ms.saturating_sub(made_ms) < 60_000 => "The last one was made just now.".to_owned(),
         Some(made_ms) => format!("The last one was made {} ago.", span(now_ms.saturating_sub(made_ms))),
         None => "There is none yet.".to_owned(),
     };
-    let is_old = noted.made_ms.is_none_or(|made_ms| now_ms.saturating_sub(made_ms) > crate::backup::OLD_MS);
+    let is_old = made_ms.is_none_or(|made_ms| now_ms.saturating_sub(made_ms) > crate::backup::OLD_MS);
     match (&noted.why, noted.failed_ms) {
         (Some(why), Some(failed_ms)) => {
             let why = bounded(why, TEXT_CHARS_MAX);
@@ -161,7 +163,7 @@ fn state(status: &Status, now_ms: u64) -> (&'static str, String, String) {
             ("wrong", "The last backup failed".to_owned(), about)
         }
         _ if !status.is_scheduled => ("look", "No backups are made by themselves".to_owned(), last),
-        _ if noted.made_ms.is_none() => ("look", "There is no backup yet".to_owned(), String::new()),
+        _ if made_ms.is_none() => ("look", "There is no backup yet".to_owned(), String::new()),
         _ if is_old => ("look", "The last backup is old".to_owned(), last),
         _ => ("", "Backups are made each day".to_owned(), last),
     }
@@ -259,10 +261,12 @@ pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
     let what = form.text("what");
     match what.as_str() {
         "backup-now" => {
-            let order = backups.order().await?;
+            if backups.options().target.is_none() {
+                return Err(ErrorResponse::bad("M_UNKNOWN", "No folder for backups is set: backup.target").into());
+            }
             let turn = backups.begin()?;
             // How it ends is in the status, and in the log.
-            tokio::spawn(unbroken(async move { drop(backups.make_in(turn, order).await) }));
+            tokio::spawn(unbroken(async move { drop(backups.make_now(turn).await) }));
         }
         "cancel-backup" => {
             if !backups.cancel() {
@@ -375,6 +379,8 @@ mod tests {
         status.is_scheduled = true;
         assert_eq!(state(&status, 0).1, "There is no backup yet");
         status.noted.made_ms = Some(0);
+        assert_eq!(state(&status, 0).1, "There is no backup yet", "of the schedule");
+        status.noted.scheduled_ms = Some(0);
         assert_eq!(
             state(&status, 5_000),
             ("", "Backups are made each day".into(), "The last one was made just now.".into())

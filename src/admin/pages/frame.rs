@@ -13,13 +13,15 @@ use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use askama::{DynTemplate, Template};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use ruma::OwnedUserId;
 use subtle::ConstantTimeEq;
 
+use super::rooms::Removal;
 use crate::admin::{Admin, error::Error};
 use crate::http::page::{MARK, escaped, field, trouble};
 use crate::http::{AttemptRates, ErrorResponse, Request, Response, Router, Routes, StatusCode};
@@ -62,11 +64,16 @@ pub struct Desk {
     pub passwords: AttemptRates,
     /// How many look at a page that changes by itself.
     pub(super) watching: AtomicUsize,
+    /// What was removed last.
+    pub(super) removal: Mutex<Option<Removal>>,
+    /// The history of a room is being shortened.
+    pub(super) shortening: AtomicBool,
 }
 
 impl Desk {
     pub fn new(path: Option<String>, passwords: AttemptRates) -> Desk {
-        Desk { path, passwords, watching: AtomicUsize::new(0) }
+        let (removal, shortening) = (Mutex::default(), AtomicBool::new(false));
+        Desk { path, passwords, watching: AtomicUsize::new(0), removal, shortening }
     }
 
     /// The path of the page; of a server without one the usual one, which nothing leads to.
@@ -330,9 +337,12 @@ const SAID: &[(&str, &str)] = &[
     ("allow-room", "This room may be joined whatever its size: who asked can try again."),
     ("disallow-room", "This room may not be joined when it is large."),
     ("cancel-join", "The join ends, and what it had stored is removed."),
+    ("remove-room", "It is being removed."),
     ("remove-report", "The report is removed."),
     ("backup-now", "A backup is being made."),
     ("cancel-backup", "The backup ends. A folder keeps what is written, and the next one goes on with it."),
+    ("setting-live", "The config file says so now, and it is in force."),
+    ("setting-restart", "The config file says so now. It is in force with the next start of the server."),
     ("try-now", "What waits for this server is sent now."),
 ];
 

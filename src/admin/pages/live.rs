@@ -24,7 +24,7 @@ const PIECES_BYTES: u64 = 32 * 1024;
 const QUIET_ROUNDS_MAX: u32 = 10;
 
 /// The pages that have such pieces.
-const PARTS: [&str; 3] = ["home", "rooms", "workers"];
+const PARTS: [&str; 4] = ["home", "rooms", "backups", "workers"];
 
 /// The pieces of a page that change by themselves; none for a name that no page has.
 async fn pieces(visitor: &Visitor, part: &str) -> Result<Option<Pieces>, Error> {

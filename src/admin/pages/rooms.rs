@@ -1,5 +1,7 @@
 //! Rooms: which there are and what they take, joins under way, and large rooms that wait to be allowed.
 
+mod remove;
+
 use std::sync::Arc;
 
 use askama::Template;
@@ -12,7 +14,9 @@ use crate::base::{bounded, span};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
 use crate::room::join::JoinStatus;
-use crate::room::{BriefRoom, RoomOrder, WantedRooms};
+use crate::room::{BriefRoom, LeftRooms, RoomOrder, WantedRooms};
+
+pub use remove::Removal;
 
 /// A longer text to find is cut.
 const FIND_CHARS_MAX: usize = 100;
@@ -28,7 +32,16 @@ const TOPIC_CHARS_MAX: usize = 300;
 const MEMBERS_SHOWN: usize = 40;
 
 pub fn routes(pages: &mut Pages<'_>) {
-    pages.show("rooms/", show).act("rooms/", change).show("rooms/of/{room}", one);
+    pages
+        .show("rooms/", show)
+        .act("rooms/", change)
+        .show("rooms/left", remove::ask_left)
+        .act("rooms/left", remove::remove_left)
+        .show("rooms/of/{room}", one)
+        .show("rooms/of/{room}/remove", remove::ask)
+        .act("rooms/of/{room}/remove", remove::remove)
+        .show("rooms/of/{room}/shorten", remove::ask_shorten)
+        .act("rooms/of/{room}/shorten", remove::shorten);
 }
 
 /// The page of a room, below the root.
@@ -73,6 +86,9 @@ impl Who {
 struct Page {
     frame: Frame,
     joins: String,
+    purging: String,
+    /// Rooms that nobody here is in, and what they take.
+    left: Option<(String, String)>,
     asked: Vec<Asked>,
     allowed: Vec<Asked>,
     /// Others that wait or are allowed.
@@ -164,9 +180,12 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         }
     }
     let next = from + found_rooms.len();
+    let LeftRooms { rooms: left, bytes: left_bytes, .. } = rooms.left_rooms().await?;
     let page = Page {
         frame: visit.frame("rooms", "Rooms").live("rooms"),
         joins: joins(&visit.admin, &visit.token).await?,
+        purging: remove::under_way(&visit.admin).await?,
+        left: (left > 0).then(|| (many(left, "room"), human(left_bytes))),
         asked,
         allowed,
         more_asked,
@@ -253,7 +272,8 @@ fn done(join: &JoinStatus) -> Option<u64> {
 
 /// What changes while somebody looks.
 pub async fn pieces(admin: &Arc<Admin>, token: &str) -> Result<Pieces, Error> {
-    Ok(Pieces::from([("joins", joins(admin, token).await?)]))
+    let purging = remove::under_way(admin).await?;
+    Ok(Pieces::from([("joins", joins(admin, token).await?), ("purging", purging)]))
 }
 
 /// `POST rooms/`: allows a large room or takes that back, or cancels a join, by the fields `what` and `room`.
@@ -289,6 +309,8 @@ struct One {
     members: Vec<Who>,
     more_members: usize,
     resident: bool,
+    path: String,
+    is_anybody_here: bool,
 }
 
 /// `GET rooms/of/{room}`
@@ -298,8 +320,7 @@ pub async fn one(visit: Visit) -> Result<Response, Error> {
     let room = rooms.listed(&room_id).await?;
     let members = rooms.local_members(&room_id).await?;
     let about = &room.description;
-    let name = about.name.as_deref().filter(|name| !name.trim().is_empty()).unwrap_or(room_id.as_str());
-    let name = bounded(name, NAME_CHARS_MAX);
+    let name = rooms.brief(&room_id).await?.name.unwrap_or_else(|| bounded(&room_id, NAME_CHARS_MAX));
     let said = |text: &Option<String>| text.as_ref().map(|text| bounded(text, 255));
     let facts = [
         ("Members", Some(format!("{}, {} of us", grouped(about.num_joined_members), grouped(room.local_joined)))),
@@ -335,6 +356,8 @@ pub async fn one(visit: Visit) -> Result<Response, Error> {
         more_members: members.len().saturating_sub(MEMBERS_SHOWN),
         members: members.iter().take(MEMBERS_SHOWN).map(|user| Who::new(&visit.admin, user.as_str())).collect(),
         resident: room.resident,
+        path: path(room_id.as_str()),
+        is_anybody_here: room.local_joined > 0,
         room_id: room_id.to_string(),
     };
     visit.page(&page).await

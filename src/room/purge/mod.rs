@@ -52,7 +52,34 @@ pub struct Purging {
     pub part: f64,
 }
 
+/// What the rooms take that nobody here is in or invited to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LeftRooms {
+    pub rooms: u64,
+    /// Events stored, and the bytes of their bodies.
+    pub events: u64,
+    pub bytes: u64,
+}
+
 impl Rooms {
+    /// The rooms that [`Rooms::purge_left`] would remove. One walk over all rooms.
+    pub async fn left_rooms(&self) -> Result<LeftRooms> {
+        self.reading(|_, read| {
+            let mut left = LeftRooms::default();
+            room::list_after(read, None, &mut |num, row| {
+                let may_go = row.status == Status::Left && purge::may_go(read, num, &row, false)?;
+                if may_go && purge::get(read, num)?.is_none() {
+                    left.rooms += 1;
+                    left.events += row.events;
+                    left.bytes += row.bytes;
+                }
+                Ok(std::ops::ControlFlow::Continue(()))
+            })?;
+            Ok(left)
+        })
+        .await
+    }
+
     /// Whether rooms go by themselves once everybody here has left and forgotten them. `serve` says so once.
     pub fn set_purges_left_rooms(&self, purges: bool) {
         self.0.keeping.left.store(purges, std::sync::atomic::Ordering::Relaxed);

@@ -231,6 +231,68 @@ async function backedUp(admin) {
     return admin.url().slice(root.length);
 }
 
+/** A setting is changed here: in the file nothing else is, and what cannot be is refused. */
+async function settings(admin) {
+    const file = () => fs.readFileSync(process.env.CONFIG, "utf8");
+    const before = file();
+    await admin.goto(`${root}settings/in/rooms`);
+    await admin.click('main a[href$="settings/of/rooms.admission"]');
+    await admin.check('input[value="ask"]');
+    await press(admin, "Save");
+    check(await says(admin, "it is in force") && file() === `${before}\n[rooms]\nadmission = "ask"\n`, "a setting is changed, and in force");
+    await admin.goto(`${root}settings/of/previews.deny`);
+    await admin.fill("#value", "tracker.example\nads.example");
+    await press(admin, "Save");
+    check(file().endsWith('\n[previews]\ndeny = ["tracker.example", "ads.example"]\n'), "a list is written as one");
+    await admin.goto(`${root}settings/of/search.enabled`);
+    await admin.check('input[value="false"]');
+    await press(admin, "Save");
+    check(await says(admin, "with the next start"), "it says what needs a restart");
+    await admin.goto(`${root}settings/of/log`);
+    await admin.fill("#value", 'loud"\\');
+    await press(admin, "Save");
+    check(await says(admin, "is not one of error, warn, info") && !file().includes("loud"), "what cannot be is refused, and says why");
+    for (const name of ["rooms.admission", "previews.deny", "search.enabled"]) {
+        await admin.goto(`${root}settings/of/${name}`);
+        await press(admin, "Take it out");
+    }
+    check(file() === `${before}\n[rooms]\n\n[previews]\n\n[search]\n`, "taken out, the file is as it was");
+    for (const name of ["registration_shared_secret", "backup.target", "listen", "page.enabled"]) {
+        const answer = await admin.context().request.get(`${root}settings/of/${name}`);
+        check(answer.status() === 403, `${name} is not changed here`);
+    }
+}
+
+/** Rooms go, and old messages. */
+async function removal(admin, rooms, left) {
+    await admin.goto(`${root}rooms/of/${rooms[0]}`);
+    await admin.fill('input[name="days"]', "30");
+    await press(admin, "Shorten…");
+    check(await says(admin, "This cannot be undone"), "shortening a room is asked again");
+    await press(admin, "Remove them for good");
+    check(await says(admin, "0 messages went"), "what was written today stays");
+    await admin.goto(`${root}rooms/of/${left}`);
+    await admin.click('main a:text-is("Remove the room…")');
+    check(await says(admin, "Nobody here is in it"), "removing a room is asked again");
+    await press(admin, "Remove it for good");
+    await admin.waitForFunction(() => document.querySelector("#purging").textContent.includes("is removed"), null, { timeout: 60_000 });
+    check((await admin.context().request.get(`${root}rooms/of/${left}`)).status() === 404, "the room is gone");
+    await admin.goto(`${root}rooms/of/${rooms[4]}/remove`);
+    check(await says(admin, "The 2 people here who are in it leave it first"), "it says who leaves");
+    await press(admin, "Remove it for good");
+    await admin.waitForFunction(() => document.querySelector("#purging").textContent.includes("is removed"), null, { timeout: 60_000 });
+    check(true, "a room with people in it is removed too");
+}
+
+/** Somebody with many tabs: nobody is refused for memory. */
+async function crowd(admin) {
+    await admin.goto(root);
+    const paths = ["", "people/", "rooms/", "settings/in/general", "log", "workers", "backups/", "servers/"];
+    const asked = [...paths, ...paths, ...paths].map((path) => admin.context().request.get(root + path));
+    const failed = (await Promise.all(asked)).filter((answer) => answer.status() !== 200).map((answer) => answer.status());
+    check(failed.length === 0, `${asked.length} pages at once are all shown ${failed}`);
+}
+
 async function pictures(browser, paths, roomsSeen) {
     for (const colorScheme of ["light", "dark"])
         for (const width of [390, 1280]) {
@@ -294,10 +356,17 @@ async function main() {
     const paths = [
         "", "people/", "people/add", "people/of/anna", "people/of/dora", "people/of/dora/close", "people/of/bert", "rooms/", `rooms/of/${rooms[0]}`,
         `rooms/of/${rooms[1]}`, `rooms/of/${left}`, "reports/", "servers/", "servers/of/" + encodeURIComponent(process.env.OTHER_NAME),
-        "servers/rooms?server=" + server, "backups/", backup, "settings/", "settings/in/general", "settings/in/backup", "workers", "log", "nothing",
+        "servers/rooms?server=" + server, "backups/", backup, `rooms/of/${left}/remove`, `rooms/of/${rooms[0]}/remove`,
+        `rooms/of/${rooms[0]}/shorten?days=30`, "rooms/left", "settings/of/rooms.admission", "settings/of/rooms.history_days",
+        "settings/of/previews.deny", "settings/", "settings/in/general", "settings/in/backup", "workers", "log", "nothing",
     ];
     await figures(admin, paths);
     await pictures(browser, paths, [rooms[0], rooms[1], left]);
+
+    say("-- changes");
+    await settings(admin);
+    await removal(admin, rooms, left);
+    await crowd(admin);
 
     say("-- guessing");
     const thief = await visitor(browser);
