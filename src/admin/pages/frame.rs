@@ -18,10 +18,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use askama::{DynTemplate, Template};
 use bytes::Bytes;
 use parking_lot::Mutex;
-use ruma::OwnedUserId;
+use ruma::{OwnedRoomId, OwnedUserId};
 use subtle::ConstantTimeEq;
 
-use super::rooms::Removal;
 use crate::admin::{Admin, error::Error};
 use crate::http::page::{MARK, escaped, field, trouble};
 use crate::http::{AttemptRates, ErrorResponse, Request, Response, Router, Routes, StatusCode};
@@ -87,6 +86,16 @@ impl Desk {
         self.watching.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).ok()?;
         Some(Watching(self.clone()))
     }
+}
+
+/// What was removed last since the start, to say what that gave back.
+#[derive(Debug, Clone)]
+pub(super) struct Removal {
+    /// The room; none for all that nobody here was in.
+    pub room_id: Option<OwnedRoomId>,
+    pub name: String,
+    /// Of the database, before.
+    pub before_bytes: u64,
 }
 
 /// Given back by drop.

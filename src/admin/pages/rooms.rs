@@ -16,8 +16,6 @@ use crate::http::{ErrorResponse, Response};
 use crate::room::join::JoinStatus;
 use crate::room::{BriefRoom, LeftRooms, RoomOrder, WantedRooms};
 
-pub use remove::Removal;
-
 /// A longer text to find is cut.
 const FIND_CHARS_MAX: usize = 100;
 /// Rooms of the list on a page: with ids of 255 bytes that are three each in a path, and names of quotes, they are 22 KiB.

@@ -8,7 +8,7 @@ use askama::Template;
 use ruma::OwnedRoomId;
 
 use super::{grouped, many, path};
-use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Visit};
+use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Removal, Visit};
 use crate::admin::{Admin, error::Error, purge};
 use crate::base::{bounded, date, unbroken};
 use crate::budget::human;
@@ -22,16 +22,6 @@ const DAYS_MAX: u32 = 36_500;
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// Whoever shortens a room's history waits so long for the figures; it goes on without them.
 const SHORTEN_WITHIN: Duration = Duration::from_secs(20);
-
-/// What was removed last since the start, to say what that gave back.
-#[derive(Debug, Clone)]
-pub struct Removal {
-    /// The room; none for all that nobody here was in.
-    room_id: Option<OwnedRoomId>,
-    name: String,
-    /// Of the database, before.
-    before_bytes: u64,
-}
 
 #[derive(Template)]
 #[template(path = "purging.html")]
