@@ -1,9 +1,11 @@
 //! `[rooms]`: which rooms of other servers users may join, what becomes of rooms they leave, and the version of new ones.
 
+use ruma::OwnedRoomOrAliasId;
+
 use super::setting::{Setting, setting};
 use crate::client;
 use crate::http::page::Input;
-use crate::room::Policy;
+use crate::room::{AutoAccept, Policy};
 
 /// `[rooms]`: see above.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +15,11 @@ pub struct Rooms {
     pub redacted_kept_days: Option<u32>,
     pub history_days: Option<u32>,
     pub retention_days_min: Option<u32>,
+    /// Rooms that new people join.
+    pub auto_join: Vec<OwnedRoomOrAliasId>,
+    pub auto_accept_invites: AutoAccept,
+    /// Only invites of people here are accepted so.
+    pub auto_accept_only_local: bool,
     /// A room that everybody here has left and forgotten is removed.
     pub purge_left: bool,
 }
@@ -74,6 +81,40 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| Ok(config.rooms.purge_left = given.flag()?),
     )
     .on_page_with_care(Input::Flag)
+    .live(),
+    setting(
+        "rooms.auto_join",
+        "[]",
+        "Rooms that new people join by themselves, by address or ID: [\"#welcome:example.org\"]. An address of this server that leads \
+         nowhere becomes an open room, an administrator's; to a room that is not open an administrator who is in it invites them. Guests, \
+         bots and bridges' users join none.",
+        |config, given| {
+            let room = |text: &str| {
+                let known = OwnedRoomOrAliasId::try_from(text);
+                known.map_err(|_| format!("{text:?} is neither an address such as \"#welcome:example.org\" nor a room ID"))
+            };
+            Ok(config.rooms.auto_join = given.texts()?.into_iter().map(room).collect::<Result<_, _>>()?)
+        },
+    )
+    .live(),
+    setting(
+        "rooms.auto_accept_invites",
+        r#""off""#,
+        "Which invites of people here are accepted for them at once: \"off\", \"direct\" (to chats that the inviting app calls \
+         direct) or \"all\". A large room of another server goes the way of rooms.admission all the same. For guests and bridges' users \
+         none is.",
+        |config, given| {
+            let known = [("off", AutoAccept::Off), ("direct", AutoAccept::Direct), ("all", AutoAccept::All)];
+            Ok(config.rooms.auto_accept_invites = given.one_of(&known)?)
+        },
+    )
+    .live(),
+    setting(
+        "rooms.auto_accept_only_local",
+        "true",
+        "Whether only invites from people of this server are accepted so.",
+        |config, given| Ok(config.rooms.auto_accept_only_local = given.flag()?),
+    )
     .live(),
     setting(
         "rooms.default_version",

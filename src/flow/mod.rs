@@ -1,5 +1,6 @@
 //! Procedures that span users and rooms.
 
+mod arrivals;
 mod deactivate;
 mod guests;
 mod notices;
@@ -8,6 +9,7 @@ mod rename;
 mod terms;
 mod upgrade;
 
+pub use arrivals::{accept_invites, welcome};
 pub use deactivate::deactivate;
 pub use guests::keep_guests;
 pub use notices::{NOTICE_BYTES_MAX, NotTold, NoticeOptions, Notices};

@@ -16,6 +16,8 @@
 //! - `guests.rs`: which rooms are open to guests;
 //! - `notify.rs`: what notifies a user, for push gateways and apps;
 //! - `threads.rs`: subscriptions to threads; `delayed.rs`: events that are sent later;
+//! - `user_redaction.rs`: redacts what a user said, as an administrator asks;
+//! - `invited.rs`: invites that the server accepts for people;
 //! - `mass_redaction.rs`: redacts what a kick or ban takes along, aside;
 //! - `policy_lists.rs`: the policy lists that the server follows;
 //! - `operator.rs`: the operator's view and permissions.
@@ -50,6 +52,7 @@ mod handshake;
 mod ignored;
 mod inspect;
 mod invite_rules;
+mod invited;
 pub mod join;
 mod lock;
 mod mass_redaction;
@@ -69,6 +72,7 @@ mod state;
 pub(crate) mod testing;
 mod serve;
 mod threads;
+mod user_redaction;
 mod words;
 mod error;
 
@@ -85,6 +89,7 @@ pub use ephemeral::receipt::{Marker, ReadMarkers};
 pub use handshake::Verb;
 pub use handshake::invite::Invitation;
 pub use inspect::{BriefRoom, ListedRoom, RoomOrder, WantedRooms};
+pub use invited::{AutoAccept, OpenInvite};
 pub use join::admission::Policy;
 pub use membership::profile::Renewal;
 pub use neighbours::{Neighbour, SharedRoom};
@@ -119,6 +124,7 @@ pub use spaces::{HierarchyQuery, RoomSummary};
 pub use state::moment::Direction;
 pub use state::stripped::STRIPPED_EVENTS_MAX;
 pub use threads::{Subscribed, ThreadChange, ThreadChanges, thread_changes};
+pub use user_redaction::{RedactStatus, RedactUser};
 pub use words::Key as SearchKey;
 pub use words::keep::SearchOptions;
 
@@ -170,6 +176,8 @@ struct Inner {
     delays: delayed::Delays,
     leaving: Arc<guests::Leaving>,
     redactions: Arc<mass_redaction::Waiting>,
+    asked_redactions: user_redaction::Asked,
+    invited: Arc<invited::Invited>,
     words: words::keep::Keeper,
     days: days::Days,
     policy_lists: policy_lists::Lists,
@@ -187,6 +195,8 @@ impl Rooms {
         let leaving = guests::leaving_of(&parts.store);
         let redactions = Arc::new(mass_redaction::Waiting::default());
         parts.store.follow(redactions.clone());
+        let invited = Arc::new(invited::Invited::default());
+        parts.store.follow(invited.clone());
         let words = words::keep::Keeper::new(&parts.store);
         let days = days::Days::new(&parts.store, parts.clock.clone());
         Rooms(Arc::new(Inner {
@@ -209,6 +219,8 @@ impl Rooms {
             delays: delayed::Delays::default(),
             leaving,
             redactions,
+            asked_redactions: user_redaction::Asked::default(),
+            invited,
             words,
             days,
             policy_lists: policy_lists::Lists::default(),

@@ -287,6 +287,7 @@ impl Server {
         rooms.set_admission(config.rooms.admission);
         rooms.set_policies(config.policies.clone());
         rooms.set_policy_lists(config.moderation.policy_lists.clone());
+        rooms.set_auto_accept(config.rooms.auto_accept_invites, config.rooms.auto_accept_only_local);
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
         rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         rooms.set_purges_left_rooms(config.rooms.purge_left);
@@ -358,6 +359,7 @@ impl Server {
         }
 
         let backups = Backups::new(backup_parts(&config, &store, &clock, &random, &budget), config.backup.clone());
+        users.set_welcomes(!config.rooms.auto_join.is_empty());
         let notices = Notices::new(users.clone(), rooms.clone(), notice_options(&config));
         let mut router = Router::new();
         let folders = Folders::new(&budget);
@@ -464,6 +466,7 @@ impl Server {
             media: media.clone(),
             door: door.clone(),
             limits,
+            auto_join: Arc::new(Live::new(config.rooms.auto_join.clone())),
             folders,
             certificates: in_use.into_iter().map(|(_, certificate)| certificate).collect(),
             relay: OnceLock::new(),
@@ -634,6 +637,11 @@ impl Server {
             async move { rooms.keep_policy_lists(&worker).await }
         }));
         let rooms = self.rooms.clone();
+        self.endless.push(self.worker("user redactions", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.redact_asked(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
         self.endless.push(self.worker("search index", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.keep_indexed(&worker).await }
@@ -667,6 +675,17 @@ impl Server {
         self.endless.push(self.worker("guests", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.let_guests_go(&worker).await }
+        }));
+        let (users, rooms, clock) = (self.users.clone(), self.rooms.clone(), self.clock.clone());
+        let named = self.reloader.auto_join.clone();
+        self.endless.push(self.worker("new people", move |worker| {
+            let (users, rooms, named, clock) = (users.clone(), rooms.clone(), named.clone(), clock.clone());
+            async move { flow::welcome(&users, &rooms, &named, &clock, &worker).await }
+        }));
+        let (users, rooms, clock) = (self.users.clone(), self.rooms.clone(), self.clock.clone());
+        self.endless.push(self.worker("invites", move |worker| {
+            let (users, rooms, clock) = (users.clone(), rooms.clone(), clock.clone());
+            async move { flow::accept_invites(&users, &rooms, &clock, &worker).await }
         }));
         if let Some(terms) = new_terms(&self.config) {
             let (users, notices, clock) = (self.users.clone(), self.notices.clone(), self.clock.clone());

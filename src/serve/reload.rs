@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
+use ruma::OwnedRoomOrAliasId;
 
 use super::{admin_settings, calls, log, notice_options};
 use crate::admin::{Admin, Reload, Reloaded, Setting};
-use crate::base::blocking;
+use crate::base::{Live, blocking};
 use crate::client::Client;
 use crate::config::{Config, Previews, settings, typed};
 use crate::federation::Federation;
@@ -29,6 +30,8 @@ pub struct Reloader {
     pub media: Media,
     pub door: Arc<HttpServer>,
     pub limits: Arc<Limits>,
+    /// Rooms that new people join.
+    pub auto_join: Arc<Live<Vec<OwnedRoomOrAliasId>>>,
     pub folders: Folders,
     pub certificates: Vec<Arc<Certificate>>,
     /// Set once its ports are open.
@@ -119,6 +122,9 @@ impl Reloader {
         client.rooms.set_admission(config.rooms.admission);
         client.rooms.set_policies(config.policies.clone());
         client.rooms.set_policy_lists(config.moderation.policy_lists.clone());
+        client.rooms.set_auto_accept(config.rooms.auto_accept_invites, config.rooms.auto_accept_only_local);
+        client.users.set_welcomes(!config.rooms.auto_join.is_empty());
+        self.auto_join.set(config.rooms.auto_join.clone());
         client.rooms.set_forgets_left_rooms(config.rooms.forget_left);
         client.rooms.set_redacted_kept(config.rooms.redacted_kept_days);
         client.rooms.set_purges_left_rooms(config.rooms.purge_left);

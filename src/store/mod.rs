@@ -338,6 +338,8 @@ pub struct Change {
     pub sessions: bool,
     /// Guests may have to leave a room.
     pub guests: bool,
+    /// This user of this server is invited to the room.
+    pub invited: Option<UserNum>,
     /// There are rows for other servers.
     pub outbound: bool,
     /// There are rows for appservices.

@@ -48,6 +48,9 @@ pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; l
 pub const PASSWORD_LINK: Table =
     table("password_link", "user", "SHA-256 of a link's code → JSON: whose password it sets, until when");
 pub const GUEST: Table = table("guest", "user", "UserNum → nothing: guest accounts").shaped(Shape::Key4);
+pub const NEWCOMER: Table =
+    table("newcomer", "user", "UserNum → nothing: accounts to be joined to the rooms of new people")
+        .shaped(Shape::Key4);
 pub const ERASED: Table =
     table("erased", "user", "UserNum → nothing: closed accounts that asked for erasure").shaped(Shape::Key4);
 pub const NOTICE_ROOM: Table =
@@ -207,6 +210,11 @@ pub const MASS_REDACTION: Table = table(
     "room",
     "RoomNum, EventNum of a kick or ban → UserNum whose events it redacts, place in the timeline up to which that is left",
 );
+pub const USER_REDACTION: Table = table(
+    "user_redaction",
+    "room",
+    "id → JSON: what an administrator asked to be redacted of a user, and how far that is",
+);
 pub const FOLLOWED: Table = table(
     "followed",
     "room",
@@ -347,6 +355,7 @@ pub const TABLES: &[&Table] = &[
     &ACCOUNT,
     &PASSWORD_LINK,
     &GUEST,
+    &NEWCOMER,
     &ERASED,
     &NOTICE_ROOM,
     &PROFILE,
@@ -411,6 +420,7 @@ pub const TABLES: &[&Table] = &[
     &EVENT_ID,
     &REDACTION_PENDING,
     &MASS_REDACTION,
+    &USER_REDACTION,
     &FOLLOWED,
     &ROOM,
     &ROOM_NUM,

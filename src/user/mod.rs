@@ -18,6 +18,7 @@ mod sliding;
 mod sync;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use ruma::{OwnedServerName, ServerName};
 
@@ -89,6 +90,9 @@ struct Inner {
     page_sessions: account::page_session::PageSessions,
     /// The sessions of stages with which an account is being made.
     registering: KeyedLock,
+    /// There are rooms that new people join; and there is somebody new.
+    welcomes: AtomicBool,
+    newcomers: tokio::sync::Notify,
 }
 
 impl Users {
@@ -110,6 +114,8 @@ impl Users {
             login_tokens: account::login_token::LoginTokens::default(),
             page_sessions: account::page_session::PageSessions::default(),
             registering: KeyedLock::default(),
+            welcomes: AtomicBool::new(false),
+            newcomers: tokio::sync::Notify::new(),
         }))
     }
 

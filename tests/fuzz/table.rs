@@ -368,6 +368,8 @@ pub const TABLE: &[Endpoint] = &[
     delete(SYNAPSE, "/users/{user_id}/override_ratelimit", EMPTY),
     post(SYNAPSE, "/users/{user_id}/shadow_ban", EMPTY),
     delete(SYNAPSE, "/users/{user_id}/shadow_ban", EMPTY),
+    post(SYNAPSE, "/user/{user_id}/redact", Json(&[r#"{"rooms":[],"limit":"<<number>>","use_admin":"<<bool>>"}"#, r#"{"rooms":["<room_id>"],"reason":"<text>"}"#])),
+    get(SYNAPSE, "/user/redact_status/{redact_id}"),
     get(SYNAPSE, "/users/{user_id}/pushers"),
     get(SYNAPSE, "/users/{user_id}/joined_rooms"),
     get(SYNAPSE, "/users/{user_id}/memberships"),

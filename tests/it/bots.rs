@@ -173,3 +173,108 @@ async fn a_bot_is_made_with_a_token() {
     );
     house.get("/account/whoami", &alice).await.ok();
 }
+
+/// The rooms of somebody in the next sync that has this many, waiting for it.
+async fn rooms_of(house: &TestServer, who: &TestUser, many: usize) -> Vec<String> {
+    for _ in 0..400 {
+        let joined = house.get("/joined_rooms", who).await.ok();
+        let joined: Vec<String> = serde_json::from_value(joined["joined_rooms"].clone()).unwrap();
+        if joined.len() >= many {
+            return joined;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    panic!("{} is not in {many} rooms", who.id);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_people_join_the_rooms_that_are_named() {
+    let house = TestServer::start_with(|config| {
+        config.rooms.auto_join = vec!["#welcome:localhost".try_into().unwrap()];
+    })
+    .await;
+    let alice = house.register("alice").await;
+    let welcome = rooms_of(&house, &alice, 1).await;
+    let named = house.get("/directory/room/%23welcome:localhost", &alice).await.ok();
+    assert_eq!(named["room_id"], welcome[0]);
+    let bob = house.register("bob").await;
+    assert_eq!(rooms_of(&house, &bob, 1).await, welcome);
+    // A room that was closed meanwhile: an administrator who is in it invites.
+    let id: ruma::OwnedUserId = alice.id.as_str().try_into().unwrap();
+    house.server().users.set_admin(&id, true).await.unwrap();
+    let rule = format!("/rooms/{}/state/m.room.join_rules", welcome[0]);
+    house.put(&rule, &alice, json!({ "join_rule": "invite" })).await.ok();
+    let carol = house.register("carol").await;
+    assert_eq!(rooms_of(&house, &carol, 1).await, welcome);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn invites_are_accepted_for_people_here() {
+    let pair = crate::server::Pair::start_with(|config| {
+        config.rooms.auto_accept_invites = snug::room::AutoAccept::Direct;
+        config.rooms.auto_accept_only_local = false;
+    })
+    .await;
+    let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
+    let direct = json!({ "preset": "trusted_private_chat", "is_direct": true, "invite": [&bob.id] });
+    let room = pair.one.post("/createRoom", &alice, direct).await.ok()["room_id"].as_str().unwrap().to_owned();
+    assert_eq!(rooms_of(&pair.two, &bob, 1).await, [room.clone()]);
+    let mut noted = Value::Null;
+    for _ in 0..100 {
+        let read = pair.two.get(&format!("/user/{}/account_data/m.direct", bob.id), &bob).await;
+        if read.status == 200 {
+            noted = read.ok();
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(noted, json!({ &alice.id: [room] }));
+    // One to a room that is no direct chat waits.
+    pair.one.post("/createRoom", &alice, json!({ "invite": [&bob.id] })).await.ok();
+    let sync = pair.two.get("/sync", &bob).await.ok();
+    assert_eq!(sync["rooms"]["invite"].as_object().map(serde_json::Map::len), Some(1), "{sync}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_says_who_may() {
+    let pair = crate::server::Pair::start_with(|config| {
+        config.policies.create_rooms = snug::room::Who::Users(vec!["@alice:*".to_owned()]);
+        config.policies.invited_from_outside = snug::room::Who::Administrators;
+    })
+    .await;
+    let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
+    let refused = pair.two.post("/createRoom", &bob, json!({})).await.refused(403, "M_FORBIDDEN");
+    assert_eq!(refused["error"], "This server does not let you create rooms; its administrators can say who may");
+    let room = public_room(&pair.one, &alice).await;
+    let invite = format!("/rooms/{room}/invite");
+    pair.one.post(&invite, &alice, json!({ "user_id": bob.id })).await.refused(403, "M_FORBIDDEN");
+    let id: ruma::OwnedUserId = bob.id.as_str().try_into().unwrap();
+    pair.two.server().users.set_admin(&id, true).await.unwrap();
+    pair.one.post(&invite, &alice, json!({ "user_id": bob.id })).await.ok();
+    pair.two.post("/createRoom", &bob, json!({})).await.ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_has_what_somebody_said_redacted() {
+    let house = TestServer::start().await;
+    let [alice, bob, _] = people(&house).await;
+    let room = public_room(&house, &alice).await;
+    house.post(&format!("/join/{room}"), &bob, json!({})).await.ok();
+    assert_eq!(burst(&house, &bob, &room, "a", 25).await, 25);
+    let path = format!("{V1}/user/{}/redact", bob.id);
+    house.post(&path, &bob, json!({ "rooms": [] })).await.refused(403, "M_FORBIDDEN");
+    house.post(&path, &alice, json!({ "rooms": [], "limit": -1 })).await.refused(400, "M_UNKNOWN");
+    let asked = house.post(&path, &alice, json!({ "rooms": [], "reason": "spam" })).await.ok();
+    let status = format!("{V1}/user/redact_status/{}", asked["redact_id"].as_str().unwrap());
+    for tries in 0.. {
+        let said = house.get(&status, &alice).await.ok();
+        if said["status"] == "complete" {
+            assert_eq!(said["failed_redactions"], json!({}));
+            break;
+        }
+        assert!(tries < 200 && said["status"] == "active", "{said}");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(seen(&house, &alice, &room).await, [] as [&str; 0]);
+    house.get(&format!("{V1}/user/redact_status/none"), &alice).await.refused(404, "M_NOT_FOUND");
+}

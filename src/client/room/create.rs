@@ -67,7 +67,13 @@ pub async fn create(client: Arc<Client>, mut request: Request) -> Result<Respons
     if let Some(name) = &body.room_alias_name {
         check_alias(&client, &requester, &format!("#{name}:{}", client.rooms.server()))?;
     }
-    let room_id = client.rooms.create(&requester.user_id, wanted(&client, body)?).await?;
+    let mut wanted = wanted(&client, body)?;
+    if requester.is_shadow_banned && wanted.public {
+        // The room is as open, and no list shows it.
+        wanted.preset.get_or_insert(Preset::Public);
+        wanted.public = false;
+    }
+    let room_id = client.rooms.create(&requester.user_id, wanted).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }
 

@@ -125,6 +125,9 @@ pub async fn set_visibility(client: Arc<Client>, mut request: Request) -> Result
         Some(_) => return Err(ErrorResponse::invalid_param("visibility must be \"public\" or \"private\"").into()),
     };
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
+    if requester.is_shadow_banned && public {
+        return Ok(Response::ok());
+    }
     client.rooms.set_public(&requester.user_id, &room_id, public, requester.is_admin).await?;
     Ok(Response::ok())
 }

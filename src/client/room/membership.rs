@@ -94,7 +94,7 @@ async fn join_room(
     // Signed by an identity server. No authorisation rule reads it in a join, and this server uses no identity server.
     rest.remove("third_party_signed");
     check_guest(client, request, requester, &room_id, via.clone()).await?;
-    let joining = Joining { via, reason, content_extra: rest };
+    let joining = Joining { via, reason, content_extra: rest, by_server: false };
     // Joining a large room through another server takes up to an hour, and goes on after the client has disconnected.
     request.cancel_when_peer_leaves();
     flow::join(&client.users, &client.rooms, requester, &room_id, joining).await?;

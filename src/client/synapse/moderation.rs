@@ -1,13 +1,15 @@
-//! What one account may do, and what becomes of what it sends: rates of its own, shadow bans.
+//! What one account may do, and what becomes of what it sends: rates of its own, shadow bans, redactions.
 
 use std::sync::Arc;
 
+use ruma::OwnedRoomId;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{administrator, done, local_user};
+use super::{administrator, done, local_user, user};
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
+use crate::room::RedactUser;
 use crate::user::Pace;
 
 /// GET /_synapse/admin/v1/users/{user_id}/override_ratelimit: an empty object for an account that has everybody's rates.
@@ -83,4 +85,52 @@ async fn set_shadow_banned(client: &Client, request: &Request, banned: bool) -> 
     client.users.set_shadow_banned(&user_id, banned).await?;
     tracing::info!("{} {} {user_id}", by.user_id, if banned { "shadow-banned" } else { "took the shadow ban from" });
     Ok(done())
+}
+
+#[derive(Deserialize)]
+struct Redact {
+    rooms: Vec<OwnedRoomId>,
+    reason: Option<String>,
+    limit: Option<i64>,
+    #[serde(default)]
+    use_admin: bool,
+    before_ts: Option<u64>,
+    after_ts: Option<u64>,
+}
+
+/// POST /_synapse/admin/v1/user/{user_id}/redact: what a user, of any server, said in the named rooms, or in all when none is named.
+/// It is done aside, and goes on after a restart.
+///
+/// 400 `M_UNKNOWN` for a limit of none, 400 `M_INVALID_PARAM` for too many rooms; 403 `M_FORBIDDEN` when too many such are under way.
+pub async fn redact(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = user(&request)?;
+    let Redact { rooms, reason, limit, use_admin, before_ts, after_ts } = request.json().await?;
+    let most = match limit {
+        None | Some(0) => None,
+        Some(limit) => {
+            Some(u32::try_from(limit).map_err(|_| ErrorResponse::bad("M_UNKNOWN", "limit must be greater than 0"))?)
+        }
+    };
+    let wanted = RedactUser { rooms, reason, most, as_admin: use_admin, before_ms: before_ts, after_ms: after_ts };
+    let id = client.rooms.redact_user(&user_id, &by.user_id, wanted).await?;
+    tracing::info!("{} has what {user_id} said redacted", by.user_id);
+    Ok(Response::json(&json!({ "redact_id": id })))
+}
+
+/// GET /_synapse/admin/v1/user/redact_status/{redact_id}
+///
+/// 404 `M_NOT_FOUND` for an id that was not given out, or a week ago.
+pub async fn redact_status(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    let id = request.param("redact_id");
+    let status = client.rooms.redact_status(id).await?;
+    let status = status.ok_or_else(|| ErrorResponse::not_found("There is no redaction of this ID"))?;
+    Ok(Response::json(&match status.is_done {
+        true => {
+            let failed: serde_json::Map<_, _> = status.failed.into_iter().map(|(id, why)| (id, why.into())).collect();
+            json!({ "status": "complete", "failed_redactions": failed })
+        }
+        false => json!({ "status": "active" }),
+    }))
 }

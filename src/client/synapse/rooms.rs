@@ -124,7 +124,7 @@ pub async fn join(client: Arc<Client>, mut request: Request) -> Result<Response,
             tracing::debug!(%refused, %room_id, "the administrator may not invite");
         }
     }
-    let joining = Joining { via, ..Joining::default() };
+    let joining = Joining { via, by_server: true, ..Joining::default() };
     client.rooms.join(&user_id, &room_id, joining).await?;
     Ok(Response::json(&json!({ "room_id": room_id })))
 }

@@ -32,6 +32,8 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V1, Method::DELETE, "/users/{user_id}/override_ratelimit", moderation::unset_pace)
         .under(&V1, Method::POST, "/users/{user_id}/shadow_ban", moderation::shadow_ban)
         .under(&V1, Method::DELETE, "/users/{user_id}/shadow_ban", moderation::shadow_unban)
+        .under(&V1, Method::POST, "/user/{user_id}/redact", moderation::redact)
+        .under(&V1, Method::GET, "/user/redact_status/{redact_id}", moderation::redact_status)
         .under(&V1, Method::GET, "/users/{user_id}/pushers", users::pushers)
         .under(&V1, Method::GET, "/users/{user_id}/joined_rooms", users::joined_rooms)
         .under(&V1, Method::GET, "/users/{user_id}/memberships", users::memberships)

@@ -108,6 +108,9 @@ fn set_mine(
         // An invite counts in the badges of the user's phones.
         w.announce(Change { users: vec![user], push: Push::Read, ..Change::default() });
     }
+    if membership == Membership::Invite && !stays {
+        w.announce(Change { room: Some(room), invited: Some(user), ..Change::default() });
+    }
     user_room::set_stripped(w, user, room, None)?;
     if membership != Membership::Join {
         unread::clear(w, user, room)?;

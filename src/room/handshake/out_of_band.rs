@@ -85,7 +85,14 @@ pub async fn record(
             };
             user_room::set_mine(w, user, num, &mine)?;
             user_room::set_stripped(w, user, num, Some(&stripped))?;
-            w.announce(Change { users: vec![user], room: Some(num), push: Push::Notified, ..Change::default() });
+            let invited = is_invite.then_some(user);
+            w.announce(Change {
+                users: vec![user],
+                room: Some(num),
+                push: Push::Notified,
+                invited,
+                ..Change::default()
+            });
             Ok(())
         })
         .await

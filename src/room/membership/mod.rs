@@ -44,7 +44,9 @@ impl Rooms {
         }
         self.check_not_barred(room_id.as_str()).await?;
         while !is_resident(self, room_id).await? {
-            self.check_policy(Act::JoinRemoteRooms, user).await?;
+            if !joining.by_server {
+                self.check_policy(Act::JoinRemoteRooms, user).await?;
+            }
             match join::from_outside(self, user, room_id, joining).await? {
                 Some(again) => joining = again,
                 None => return Ok(()),

@@ -18,6 +18,8 @@ pub struct Joining {
     pub reason: Option<String>,
     /// Further fields of the member event's content.
     pub content_extra: Map<String, Value>,
+    /// The operator wants it: what the user may do is not asked.
+    pub by_server: bool,
 }
 
 pub fn content_of(membership: Membership, reason: Option<String>) -> Map<String, Value> {

@@ -65,7 +65,8 @@ impl Users {
         check_new_password(password)?;
         let hash = self.hash_password(password).await?;
         let user_id = user_id.to_owned();
-        self.write(move |w| {
+        let welcomes = self.welcomes();
+        let upgraded = self.write(move |w| {
             let num = lookup::local(w, &user_id)?;
             let row = user::account(w, num)?.filter(|row| row.standing == Standing::Active);
             let row = row.ok_or(Error::NotFound("account"))?;
@@ -73,8 +74,11 @@ impl Users {
                 return Err(Error::Forbidden("This account is not a guest's any more".to_owned()));
             }
             user::set_guest(w, num, false)?;
+            user::set_newcomer(w, num, welcomes)?;
             Ok(user::set_account(w, num, &user::Account { password_hash: Some(hash), ..row })?)
-        })
-        .await
+        });
+        upgraded.await?;
+        self.0.newcomers.notify_one();
+        Ok(())
     }
 }

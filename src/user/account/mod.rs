@@ -20,6 +20,7 @@ pub mod find;
 pub mod guest;
 pub mod known;
 pub mod login_token;
+pub mod newcomers;
 pub mod notices;
 pub mod page_session;
 pub mod password;
@@ -103,15 +104,20 @@ impl Users {
         if new.bot {
             (row.bot, row.pace) = (true, Some(Pace::UNLIMITED));
         }
-        self.write(move |w| {
+        let welcomes = self.welcomes();
+        let made = self.write(move |w| {
             check_free(w, &user_id)?;
             let num = user::intern(w, user_id.as_str())?;
             user::set_account(w, num, &row)?;
+            // A bot is invited to where it works.
+            user::set_newcomer(w, num, welcomes && !row.bot)?;
             let name = serde_json::Value::from(user_id.localpart());
             user::set_profile_field(w, num, "displayname", Some(&name))?;
             Ok(user_id)
-        })
-        .await
+        });
+        let user_id = made.await?;
+        self.0.newcomers.notify_one();
+        Ok(user_id)
     }
 
     /// A local account; none when there is no account of that name.
@@ -298,6 +304,7 @@ impl Users {
             user::set_account(w, num, &row)?;
             // Its place is free for another.
             user::set_guest(w, num, false)?;
+            user::set_newcomer(w, num, false)?;
             if erase {
                 user::set_erased(w, num)?;
             }
@@ -355,18 +362,22 @@ impl Users {
         }
         let hash = self.hash_password(password).await?;
         let created_ms = self.now_ms();
-        self.write(move |w| {
+        let welcomes = self.welcomes();
+        let made = self.write(move |w| {
             if user::meta::<String>(w, SETUP_CODE)?.as_deref() != Some(typed.as_str()) || user::count_up_to(w, 1)? > 0 {
                 return Err(wrong());
             }
             let num = user::intern(w, user_id.as_str())?;
             let row = user::Account::new(created_ms, true, Some(hash));
             user::set_account(w, num, &row)?;
+            user::set_newcomer(w, num, welcomes)?;
             user::set_profile_field(w, num, "displayname", Some(&user_id.localpart().into()))?;
             user::set_meta::<String>(w, SETUP_CODE, None)?;
             Ok(user_id)
-        })
-        .await
+        });
+        let user_id = made.await?;
+        self.0.newcomers.notify_one();
+        Ok(user_id)
     }
 
     async fn change(

@@ -3,7 +3,7 @@
 //! Client-server API, "Room Upgrades".
 
 use ruma::push::{ConditionalPushRule, PushCondition, Ruleset};
-use ruma::{OwnedRoomId, RoomId};
+use ruma::{OwnedRoomId, RoomId, UserId};
 use serde_json::{Value, json};
 
 use super::account_data::{DIRECT, TAG, is_large, put_entry};
@@ -24,6 +24,27 @@ impl Users {
             copy_tags(w, user, &old, &new)?;
             copy_direct(w, user, &old, &new)?;
             copy_push_rules(w, user, &old, &new)
+        })
+        .await
+    }
+}
+
+impl Users {
+    /// Notes that a room is a direct chat of a user with another one. What would pass a limit is left out.
+    pub async fn note_direct(&self, user: UserNum, with: &UserId, room_id: &RoomId) -> Result<(), Error> {
+        let (with, room_id) = (with.to_owned(), room_id.to_owned());
+        self.write(move |w| {
+            let json = account_data::get(w, user, GLOBAL, DIRECT)?.unwrap_or_else(|| b"{}".to_vec());
+            if is_large(&json) {
+                return Ok(());
+            }
+            let Ok(Value::Object(mut people)) = serde_json::from_slice(&json) else { return Ok(()) };
+            let rooms = people.entry(with.as_str()).or_insert_with(|| json!([]));
+            match rooms.as_array_mut() {
+                Some(rooms) if !rooms.iter().any(|id| id == room_id.as_str()) => rooms.push(room_id.as_str().into()),
+                _ => return Ok(()),
+            }
+            unless_too_large(put_entry(w, user, GLOBAL, DIRECT, json!(people).to_string().as_bytes()))
         })
         .await
     }

@@ -35,6 +35,7 @@ pub mod directory;
 pub mod event_row;
 pub mod join;
 pub mod policy;
+pub mod user_redaction;
 pub mod user_room;
 
 /// The relation of this server to a room.

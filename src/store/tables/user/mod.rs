@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use serde::{Deserialize, Serialize};
 
 use crate::store::num::KEYS_OF_A_KIND_MAX;
-use crate::store::schema::{ACCOUNT, ERASED, GUEST, NOTICE_ROOM, PROFILE, USER_ID, USER_META, USER_NUM};
+use crate::store::schema::{ACCOUNT, ERASED, GUEST, NEWCOMER, NOTICE_ROOM, PROFILE, USER_ID, USER_META, USER_NUM};
 use crate::store::{Change, Error, Get, Result, RoomNum, StateKeyNum, UserNum, Write, tables};
 
 pub mod account_data;
@@ -257,6 +257,21 @@ pub fn guests_up_to(get: &impl Get, most: usize) -> Result<usize> {
         Ok(if count < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(count)
+}
+
+/// Notes that an account is to be joined to the rooms of new people, or that it was.
+pub fn set_newcomer(w: &mut Write<'_>, user: UserNum, is_new: bool) -> Result<()> {
+    match is_new {
+        true => w.put(&NEWCOMER, &user.to_key(), &[]),
+        false => w.remove(&NEWCOMER, &user.to_key()).map(drop),
+    }
+}
+
+/// The first of them behind `after`.
+pub fn newcomer_after(get: &impl Get, after: Option<UserNum>) -> Result<Option<UserNum>> {
+    let from = after.map_or(0, |num| num.0.saturating_add(1)).to_be_bytes();
+    let Some((key, _)) = get.first(&NEWCOMER, &from, None, false)? else { return Ok(None) };
+    UserNum::from_key(&key).map(Some).ok_or_else(|| Error::corrupt(&NEWCOMER, &key))
 }
 
 /// Notes that a user asked for erasure when the account was closed: who was not in the room then is given that user's
