@@ -5,6 +5,7 @@
 //! - `error.rs`, `lock.rs`, `ignored.rs`, `invite_rules.rs`, `policies.rs` (what the operator lets people do): the ground; `words/`: the words of events, and the index of them;
 //! - `state/`: read only: room state as the rules read it, state resolution, which servers may ask, stripped state;
 //! - `append/`: the one door in. Nothing but it (and the flip of a big join) makes an event part of a room;
+//! - `policy_server.rs`: the signature that rooms with a policy server want;
 //! - `receive/`: events from other servers, and the gaps before them; `send/`: events of local users;
 //!   `ephemeral/`: typing and receipts;
 //! - `handshake/`: `make_*` and `send_*` with another server, invites, memberships of rooms we are not in;
@@ -63,6 +64,7 @@ mod notify;
 mod operator;
 mod policies;
 mod policy_lists;
+mod policy_server;
 mod purge;
 mod receive;
 mod send;
@@ -181,6 +183,7 @@ struct Inner {
     words: words::keep::Keeper,
     days: days::Days,
     policy_lists: policy_lists::Lists,
+    policy_asking: policy_server::Asking,
     counts: Arc<append::new_event::Counts>,
     /// What people here may do, by the settings; and the account in whose name the server acts.
     policies: base::Live<Policies>,
@@ -224,6 +227,7 @@ impl Rooms {
             words,
             days,
             policy_lists: policy_lists::Lists::default(),
+            policy_asking: policy_server::Asking::default(),
             counts: Arc::default(),
             policies: base::Live::default(),
             own_user: OnceLock::new(),

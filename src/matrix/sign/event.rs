@@ -1,13 +1,14 @@
 //! Signatures of events ("Signing Events").
 
+use base64::Engine;
 use ruma::ServerName;
 
-use super::{Key, Keys};
+use super::{Key, Keys, PublicKey};
 use crate::matrix::Reject;
 use crate::matrix::event::Event;
 use crate::matrix::json::{self, Mode};
 use crate::matrix::reject::Kind;
-use crate::matrix::scan::Signer;
+use crate::matrix::scan::{BASE64, Signer};
 use crate::matrix::version::RoomVersion;
 
 /// The use that a checked event may be put to.
@@ -51,6 +52,20 @@ pub fn add_signature(event: &Event, server: &ServerName, key: &Key) -> Result<Ev
     let signature = key.sign_base64(&event.signed_message());
     let bytes = merge_signature(event.to_federation(), server, key.id(), &signature)?;
     Event::from_stored(event.version(), bytes, event.id().to_owned())
+}
+
+/// The event with a signature that another server gave, which is not checked here. `signature` is base64.
+pub fn with_signature(event: &Event, server: &ServerName, key_id: &str, signature: &str) -> Result<Event, Reject> {
+    let bytes = merge_signature(event.to_federation(), server, key_id, signature)?;
+    Event::from_stored(event.version(), bytes, event.id().to_owned())
+}
+
+/// Whether a server signed the event with a key that is known from elsewhere.
+pub fn is_signed_by(event: &Event, server: &ServerName, key_id: &str, key: &PublicKey) -> bool {
+    let found = json::read::get_path(event.to_federation(), &["signatures", server.as_str(), key_id]);
+    let signature = found.and_then(json::read::text).and_then(|text| BASE64.decode(&*text).ok());
+    let signature: Option<[u8; 64]> = signature.and_then(|bytes| bytes.try_into().ok());
+    signature.is_some_and(|signature| key.verify(&event.signed_message(), &signature))
 }
 
 /// Read member by member: other servers' data beside it may be of any shape inside.

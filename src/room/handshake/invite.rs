@@ -7,12 +7,10 @@ use serde_json::value::RawValue;
 
 use super::out_of_band::{Leave, may_end};
 use super::{asking, is_unknown_path};
-use crate::base;
 use crate::matrix::scan::{self, Signer};
 use crate::matrix::{Event, Reject, json as text, sign, version};
 use crate::remote::{Deed, Failed, encode};
 use crate::room::Rooms;
-use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::out_of_band;
 use crate::room::invite_rules::{self, Verdict};
@@ -25,7 +23,7 @@ use crate::room::state;
 use crate::room::state::servers;
 use crate::room::state::stripped;
 use crate::room::state::stripped::strip;
-use crate::room::state::{known_num, known_to_member, server_access};
+use crate::room::state::{known_to_member, server_access};
 use crate::store::Read;
 use crate::store::tables::room;
 use crate::store::tables::room::event_row::Membership;
@@ -257,9 +255,10 @@ fn is_ours_already(read: &Read, target: &UserId, room_id: &RoomId) -> Result<boo
 pub async fn offer(rooms: &Rooms, room_id: &RoomId, new: New) -> Result<OwnedEventId> {
     let inviter = new.sender.clone();
     let built = build_for_others(rooms, room_id, new).await?;
+    let built = send::signed_by_policy(rooms, built).await?;
     let shown = stripped::shown_state_of(rooms, room_id, Some(&inviter)).await?;
     let event = sign(rooms, &built.event, shown).await?;
-    append_built(rooms, Built { event, ..built }).await
+    send::append_built(rooms, Built { event, ..built }, None).await
 }
 
 /// Builds an event of ours under the room's lock, to be shown to another server before it is appended.
@@ -274,32 +273,4 @@ pub async fn build_for_others(rooms: &Rooms, room_id: &RoomId, new: New) -> Resu
             send::build(rooms, read, &room, new)
         })
         .await
-}
-
-/// Appends an event of [`Rooms::build_for_others`], perhaps signed by the other server too. The room may have
-/// changed meanwhile: the event is then judged again by the present state, and still follows the events it was
-/// built upon.
-pub async fn append_built(rooms: &Rooms, built: Built) -> Result<OwnedEventId> {
-    let rooms = rooms.clone();
-    base::unbroken(async move {
-        let guard = rooms.lock(built.room).await;
-        let id = built.event.id().to_owned();
-        let append = rooms.reading(move |_, read| rejudged(read, built)).await?;
-        rooms.append_locked(&guard, append).await?;
-        Ok(id)
-    })
-    .await
-}
-
-fn rejudged(read: &crate::store::Read, built: Built) -> Result<Append> {
-    use crate::room::append::new_event::Before;
-    use crate::room::state::fork::Current;
-    let room = known_num(read, built.room)?;
-    let append = Append { outbound: true, ..Append::next(built.room, built.event) };
-    if room.row.extremities == built.extremities {
-        return Ok(append);
-    }
-    crate::matrix::auth::check(room.version, &append.event.subject(), &room.view(read))?;
-    let before = built.before.map_or(Before::Present, Before::At);
-    Ok(Append { before, current: Current::Resolved { changes: Vec::new(), wins: true }, ..append })
 }

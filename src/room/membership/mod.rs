@@ -275,7 +275,7 @@ async fn join_here(
     match made {
         Ok(content) => {
             let new = New::state("m.room.member", user.as_str(), user, Value::Object(content)).at(ts);
-            send::send_locked(rooms, &guard, new, None).await
+            send::send_locked(rooms, guard, new, None).await
         }
         Err(failed) => Err(failed),
     }

@@ -153,7 +153,7 @@ async fn renew_as(rooms: &Rooms, user: &UserId, room_id: &RoomId, renewal: Renew
             .await?;
         if let Some(content) = content {
             let new = New::state("m.room.member", user.as_str(), &user, Value::Object(content));
-            send::send_locked(&rooms, &guard, new, None).await?;
+            send::send_locked(&rooms, guard, new, None).await?;
         }
         Ok(())
     })

@@ -105,6 +105,12 @@ impl Ready {
     fn refused(before: Tree, flags: Flags, reason: Reject) -> Ready {
         Ready { before, current: Current::Keep, flags, reason: Some(reason) }
     }
+
+    /// Allowed by all rules, and yet not to be shown nor built upon.
+    pub fn soft_fail(&mut self, reason: Reject) {
+        (self.current, self.reason) = (Current::Keep, Some(reason));
+        self.flags.soft_failed = true;
+    }
 }
 
 /// Authorises an event. `given`: the state before it, when it was requested from the event's server.

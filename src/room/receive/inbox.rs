@@ -16,6 +16,7 @@ use crate::room::Rooms;
 use crate::room::append::append;
 use crate::room::append::new_event::{Append, Before, Done, Here, Place};
 use crate::room::error::{Error, Result};
+use crate::room::policy_server::{self, PolicyServer, Whose};
 use crate::room::state::known_num;
 use crate::room::state::resolve::Means;
 use crate::room::state::tree::Tree;
@@ -38,6 +39,12 @@ pub enum Step {
     NeedsMemory,
     /// The state before the event rejects it, but is not known whole.
     StateIncomplete,
+}
+
+/// What a try came to, or whom to ask before another.
+enum Tried {
+    Step(Step),
+    Unsigned(PolicyServer),
 }
 
 pub struct Processed {
@@ -66,44 +73,84 @@ impl<F: Fetch> Inbox<F> {
     pub async fn try_process(
         &self,
         room: RoomNum,
-        event: Arc<Event>,
+        mut event: Arc<Event>,
         how: How,
         grant: &mut Option<Grant>,
     ) -> Result<Step> {
+        let mut refused = None;
+        loop {
+            let policy = match self.try_with(room, event.clone(), how.clone(), grant, &refused).await? {
+                Tried::Step(step) => return Ok(step),
+                Tried::Unsigned(policy) => policy,
+            };
+            // A room changes its policy server less often than that.
+            match policy.ask(&self.rooms, &event, Whose::Others).await {
+                Ok(signed) => event = Arc::new(signed),
+                Err(failed) if failed.is_passing() => return Err(failed),
+                Err(failed) => {
+                    let server = &policy.server;
+                    refused = Some(Reject::auth(format!("the room's policy server {server} is not for it: {failed}")));
+                }
+            }
+        }
+    }
+
+    /// The same. `refused`: the room's policy server was asked and is not for it.
+    async fn try_with(
+        &self,
+        room: RoomNum,
+        event: Arc<Event>,
+        how: How,
+        grant: &mut Option<Grant>,
+        refused: &Option<Reject>,
+    ) -> Result<Tried> {
+        let step = |step| Ok(Tried::Step(step));
         let guard = self.rooms.lock(room).await;
         // Twice when the event has to get a number first.
         for _ in 0..2 {
             let given = how.given.as_ref().map(|given| given.tree.clone());
             let (means, judged, mut memory) = (self.means(), event.clone(), grant.take());
-            let judging = move |_: &Rooms, read: &_| {
+            let is_asked = refused.is_some();
+            let judging = move |rooms: &Rooms, read: &_| {
                 let known = known_num(read, room)?;
-                judge(read, &known, &judged, given, &means, memory.as_mut())
+                let verdict = judge(read, &known, &judged, given, &means, memory.as_mut())?;
+                let policy = match &verdict {
+                    Verdict::Ready(ready) if !is_asked && ready.reason.is_none() => {
+                        policy_server::lacking(read, &known, rooms.server(), &judged)?
+                    }
+                    _ => None,
+                };
+                Ok((verdict, policy))
             };
-            let ready = match self.rooms.reading(judging).await {
-                Ok(Verdict::Ready(ready)) => ready,
-                Ok(Verdict::Missing(lacking)) => return Ok(Step::Missing(lacking)),
-                Ok(Verdict::Unresolved) => return Ok(Step::Unresolved),
-                Ok(Verdict::Known(num, row)) => {
+            let mut ready = match self.rooms.reading(judging).await {
+                Ok((_, Some(policy))) => return Ok(Tried::Unsigned(policy)),
+                Ok((Verdict::Ready(ready), None)) => ready,
+                Ok((Verdict::Missing(lacking), None)) => return step(Step::Missing(lacking)),
+                Ok((Verdict::Unresolved, None)) => return step(Step::Unresolved),
+                Ok((Verdict::Known(num, row), None)) => {
                     let (rejected, is_refused) = (row.flags.rejected, row.flags.rejected || row.flags.soft_failed);
                     let reason = is_refused.then(|| Reject::auth("the event was rejected before"));
-                    return Ok(Step::Done(Processed { num, reason, rejected, is_known: true }));
+                    return step(Step::Done(Processed { num, reason, rejected, is_known: true }));
                 }
-                Ok(Verdict::Unnumbered) => {
+                Ok((Verdict::Unnumbered, None)) => {
                     self.rooms.append_locked(&guard, Append::outlier(room, (*event).clone())).await?;
                     continue;
                 }
-                Err(Error::Refused(refused)) if !refused.too_large => return Ok(Step::NeedsMemory),
+                Err(Error::Refused(refused)) if !refused.too_large => return step(Step::NeedsMemory),
                 Err(failed) => return Err(failed),
             };
+            if let (Some(refused), None) = (refused, &ready.reason) {
+                ready.soft_fail(refused.clone());
+            }
             let (here, outbound) = (self.rooms.here(), how.outbound);
             let reason = ready.reason.clone();
             let rejected = ready.flags.rejected;
             if rejected && how.given.as_ref().is_some_and(|given| !given.is_whole) {
-                return Ok(Step::StateIncomplete);
+                return step(Step::StateIncomplete);
             }
             let append = move |w: &mut Write<'_>| append_ready(w, &here, room, (*event).clone(), *ready, outbound);
             let done = self.rooms.write(append).await?;
-            return Ok(Step::Done(Processed { num: done.num, reason, rejected, is_known: false }));
+            return step(Step::Done(Processed { num: done.num, reason, rejected, is_known: false }));
         }
         Err(Reject::auth("the event has no position in the history").into())
     }

@@ -19,6 +19,7 @@ use super::Rooms;
 use super::append::new_event::Here;
 use super::error::{Error, Result};
 use super::lock::Guard;
+use super::policy_server;
 use super::state::event;
 use super::state::server_access;
 use super::state::{RoomRef, known_num};
@@ -166,7 +167,7 @@ impl<F: Fetch> Inbox<F> {
         let _guard = self.rooms.lock(room).await;
         let batch: Vec<Arc<Event>> = queue.iter().take(NEXT_AT_ONCE).cloned().collect();
         let first = batch[0].clone();
-        let is_next = move |_: &Rooms, read: &_| is_next(read, room, &first);
+        let is_next = move |rooms: &Rooms, read: &_| is_next(read, room, rooms.server(), &first);
         if !self.rooms.reading(is_next).await? {
             return Ok(0);
         }
@@ -300,9 +301,10 @@ fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<
     Ok((room.num, events, outcomes))
 }
 
-fn is_next(get: &impl Get, room: RoomNum, event: &Event) -> Result<bool> {
-    match authorize::judge_next(get, &known_num(get, room)?, event) {
-        Ok(ready) => Ok(ready.is_some()),
+fn is_next(get: &impl Get, room: RoomNum, us: &ServerName, event: &Event) -> Result<bool> {
+    let room = known_num(get, room)?;
+    match authorize::judge_next(get, &room, event) {
+        Ok(ready) => Ok(ready.is_some() && policy_server::lacking(get, &room, us, event)?.is_none()),
         // The event is handled by itself, where its error concerns no other event.
         Err(Error::Reject(_)) => Ok(false),
         Err(failed) => Err(failed),
@@ -315,6 +317,9 @@ fn append_next(w: &mut Write<'_>, here: &Here, room: RoomNum, events: &[Arc<Even
     for event in events {
         let known: RoomRef = known_num(w, room)?;
         let Ok(Some(ready)) = authorize::judge_next(w, &known, event) else { break };
+        if policy_server::lacking(w, &known, &here.server, event)?.is_some() {
+            break;
+        }
         let reason = ready.reason.clone();
         append_ready(w, here, room, (**event).clone(), ready, false)?;
         taken.push(reason);

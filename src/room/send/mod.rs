@@ -12,9 +12,10 @@ use serde_json::value::RawValue;
 
 use super::Rooms;
 use super::append;
-use super::append::new_event::{Append, Done, Here};
+use super::append::new_event::{Append, Before, Done, Here};
 use super::error::{Error, Result};
 use super::lock::Guard;
+use super::policy_server::{self, PolicyServer, Whose};
 use super::state::event::load;
 use super::state::event::{id_of, ids_of};
 use super::state::resolve::Means;
@@ -136,8 +137,8 @@ pub(super) async fn send(
 
 enum Plain {
     Sent(OwnedEventId),
-    /// The room has several ends, which have to be resolved before an event of ours follows them; or it has another
-    /// number by now.
+    /// The room has several ends, which have to be resolved before an event of ours follows them, or a policy server that has to
+    /// be asked; or it has another number by now.
     NotSo(Box<New>),
 }
 
@@ -183,6 +184,9 @@ fn append_plain(
     {
         return Ok(Plain::Sent(id_of(w, sent)?));
     }
+    if policy_server::of(w, &room, rooms.server())?.is_some() {
+        return Ok(Plain::NotSo(Box::new(new)));
+    }
     checks::check_relation(w, &room, &new)?;
     let Built { event, cites, .. } = build(rooms, w, &room, new)?;
     let id = event.id().to_owned();
@@ -199,25 +203,31 @@ pub(super) async fn send_new(
 ) -> Result<OwnedEventId> {
     let num = state::num_of(rooms, room_id).await?;
     let guard = rooms.lock(num).await;
-    send_locked(rooms, &guard, new, txn).await
+    send_locked(rooms, guard, new, txn).await
 }
 
+/// The lock is given back before a policy server is asked.
 pub(super) async fn send_locked(
     rooms: &Rooms,
-    guard: &Guard,
+    guard: Guard,
     new: New,
     txn: Option<(String, String)>,
 ) -> Result<OwnedEventId> {
     let num = guard.room();
-    resolve_ends(rooms, guard).await?;
+    resolve_ends(rooms, &guard).await?;
     let step = rooms.reading(move |rooms, read| prepare(rooms, read, num, new, txn)).await?;
     let (built, txn) = match step {
         Step::Repeated(id) => return Ok(id),
         Step::Built(built, txn) => (built, txn),
+        Step::Unsigned(policy, built, txn) => {
+            drop(guard);
+            let event = policy.ask(rooms, &built.event, Whose::Ours).await?;
+            return append_built(rooms, Built { event, ..*built }, txn).await;
+        }
     };
     let id = built.event.id().to_owned();
     let append = Append { txn, outbound: true, ..Append::next(num, built.event) };
-    let done: Done = rooms.append_locked(guard, append).await?;
+    let done: Done = rooms.append_locked(&guard, append).await?;
     debug_assert!(done.order.is_some(), "an event of ours is shown");
     Ok(id)
 }
@@ -270,7 +280,57 @@ fn prepare(rooms: &Rooms, read: &Read, num: RoomNum, new: New, txn: Option<(Stri
         return Ok(Step::Repeated(same));
     }
     checks::check_beyond_rules(rooms, read, &room, &new)?;
-    Ok(Step::Built(Box::new(build(rooms, read, &room, new)?), txn))
+    let built = Box::new(build(rooms, read, &room, new)?);
+    Ok(match policy_server::lacking(read, &room, rooms.server(), &built.event)? {
+        Some(policy) => Step::Unsigned(policy, built, txn),
+        None => Step::Built(built, txn),
+    })
+}
+
+/// Has the room's policy server sign an event of ours, where the room has one.
+pub(super) async fn signed_by_policy(rooms: &Rooms, built: Built) -> Result<Built> {
+    let (num, event) = (built.room, built.event.clone());
+    let policy =
+        rooms.reading(move |rooms, read| policy_server::lacking(read, &known_num(read, num)?, rooms.server(), &event));
+    match policy.await? {
+        Some(policy) => Ok(Built { event: policy.ask(rooms, &built.event, Whose::Ours).await?, ..built }),
+        None => Ok(built),
+    }
+}
+
+/// Appends an event that was built under the lock and shown to another server since, perhaps signed by it too. The room may
+/// have changed meanwhile: the event is then judged again by the present state, and still follows the events it was built
+/// upon. The same transaction may have sent another one meanwhile: then that one's id is the answer.
+pub(super) async fn append_built(rooms: &Rooms, built: Built, txn: Option<Txn>) -> Result<OwnedEventId> {
+    let rooms = rooms.clone();
+    base::unbroken(async move {
+        let guard = rooms.lock(built.room).await;
+        let id = built.event.id().to_owned();
+        let append = rooms.reading(move |_, read| {
+            if let Some(txn) = &txn
+                && let Some(sent) = txn::get(read, txn)?
+            {
+                return Ok(Err(id_of(read, sent)?));
+            }
+            rejudged(read, built).map(|append| Ok(Append { txn, ..append }))
+        });
+        match append.await? {
+            Ok(append) => rooms.append_locked(&guard, append).await.map(|_| id),
+            Err(sent) => Ok(sent),
+        }
+    })
+    .await
+}
+
+fn rejudged(read: &Read, built: Built) -> Result<Append> {
+    let room = known_num(read, built.room)?;
+    let append = Append { outbound: true, ..Append::next(built.room, built.event) };
+    if room.row.extremities == built.extremities {
+        return Ok(append);
+    }
+    auth::check(room.version, &append.event.subject(), &room.view(read))?;
+    let before = built.before.map_or(Before::Present, Before::At);
+    Ok(Append { before, current: fork::Current::Resolved { changes: Vec::new(), wins: true }, ..append })
 }
 
 /// Builds, signs and judges an event that follows all extremities of the room. Does no I/O beyond the store: a few
@@ -332,6 +392,8 @@ enum Step {
     /// The same request was handled before.
     Repeated(OwnedEventId),
     Built(Box<Built>, Option<Txn>),
+    /// The room's policy server is to sign it first.
+    Unsigned(PolicyServer, Box<Built>, Option<Txn>),
 }
 
 fn txn_of(read: &impl Get, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {

@@ -192,7 +192,7 @@ async fn an_event_built_before_others_came_follows_what_it_was_built_upon() {
     let invite = send::New::state("m.room.member", ben.as_str(), &anna, json!({ "membership": "invite" }));
     let built = invite::build_for_others(&house.rooms, &room, invite).await.unwrap();
     house.say(&anna, &room, "meanwhile").await;
-    invite::append_built(&house.rooms, built).await.unwrap();
+    super::append_built(&house.rooms, built, None).await.unwrap();
     assert_eq!(house.membership(&room, &ben), Some(Membership::Invite));
     assert_eq!(house.row(&room).extremities.len(), 2);
     let after = house.say(&anna, &room, "after").await;

@@ -23,7 +23,7 @@ impl Rooms {
         // A room of several ends is judged by the state it has: nothing is written here.
         self.reading(move |rooms, read| match prepare(rooms, read, num, new, None)? {
             Step::Repeated(id) => Ok(id),
-            Step::Built(built, _) => Ok(built.event.id().to_owned()),
+            Step::Built(built, _) | Step::Unsigned(_, built, _) => Ok(built.event.id().to_owned()),
         })
         .await
     }

@@ -32,6 +32,7 @@ mod forks;
 mod gaps;
 mod history;
 mod order;
+mod policy;
 mod rows;
 
 type State = BTreeMap<(String, String), Arc<Event>>;
@@ -251,7 +252,10 @@ impl World {
     }
 
     async fn of(budget: Budget, version: Option<&str>) -> World {
-        let house = house_within(budget);
+        World::in_house(house_within(budget), version).await
+    }
+
+    async fn in_house(house: House, version: Option<&str>) -> World {
         let anna = house.user("anna").await;
         house.clock.advance(Duration::from_millis(1));
         let room_version = version.map(str::to_owned);
