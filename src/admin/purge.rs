@@ -7,8 +7,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, error::Error, page};
-use crate::base::unbroken;
 use crate::http::{ErrorResponse, Request, Response};
+use crate::room::Close;
 
 /// `GET /purge`: the rooms that are being removed, and the bytes of the database's file.
 pub async fn list(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
@@ -26,7 +26,7 @@ struct Force {
 }
 
 /// `POST /rooms/{room}/purge`: removes a room for good. Begins, and answers at once. With `force: true` people of this server
-/// leave it first, and it goes once other servers were told, after ten minutes at most.
+/// leave it first, and it goes once other servers were told, after ten minutes at most; a restart goes on with that.
 pub async fn room(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let room_id: OwnedRoomId = request.param_as("room")?;
     let Force { force } = request.json().await?;
@@ -36,18 +36,12 @@ pub async fn room(admin: Arc<Admin>, mut request: Request) -> Result<Response, E
 
 /// Begins to remove a room. With `force` people of this server leave it first.
 pub async fn begin(admin: &Admin, room_id: OwnedRoomId, force: bool) -> Result<(), Error> {
-    if !force {
-        return Ok(admin.rooms.purge(&room_id, false).await?);
-    }
-    if !admin.rooms.is_known(&room_id).await? {
-        return Err(crate::room::Error::NotFound.into());
-    }
-    let rooms = admin.rooms.clone();
-    tokio::spawn(unbroken(async move {
-        if let Err(failed) = rooms.purge(&room_id, true).await {
-            tracing::warn!(room = %room_id, %failed, "the room could not be removed");
+    match force {
+        false => admin.rooms.purge(&room_id).await?,
+        true => {
+            admin.rooms.close(&room_id, None, Close { purge: true, ..Close::default() }).await?;
         }
-    }));
+    }
     Ok(())
 }
 

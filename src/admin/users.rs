@@ -49,7 +49,7 @@ struct Add {
 pub async fn add(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let Add { name, password, admin: is_admin, bot } = request.json().await?;
     let localpart = localpart(&admin, &name)?;
-    let user_id = admin.users.create(New { localpart, password, admin: is_admin, agreed: 0, bot }).await?;
+    let user_id = admin.users.create(New { localpart, password, admin: is_admin, agreed: 0, bot, token: None }).await?;
     match bot {
         true => {
             let token = new_token(&admin.users, &user_id).await?;

@@ -200,6 +200,41 @@ impl<F: Future<Output = Result<(), ChunkError>> + Send + 'static> Chunks for Wri
     }
 }
 
+/// A long answer of which each piece comes from work that is awaited: `step` gets the writer, writes a piece, and says whether there
+/// is more to come.
+pub fn stepped<F>(step: impl FnMut(ChunkWriter) -> F + Send + 'static) -> impl Chunks
+where
+    F: Future<Output = Result<bool, ChunkError>> + Send + 'static,
+{
+    Stepped { step, pen: ChunkWriter::default(), done: Arc::default() }
+}
+
+struct Stepped<S> {
+    step: S,
+    pen: ChunkWriter,
+    /// What came of the step before the next piece.
+    done: Arc<Mutex<Option<Result<bool, ChunkError>>>>,
+}
+
+impl<F, S> Chunks for Stepped<S>
+where
+    F: Future<Output = Result<bool, ChunkError>> + Send + 'static,
+    S: FnMut(ChunkWriter) -> F + Send + 'static,
+{
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, ChunkError> {
+        out.append(&mut self.pen.paper());
+        self.done.lock().take().unwrap_or(Ok(true))
+    }
+
+    fn wait(&mut self) -> Option<Awaited> {
+        let (work, done) = ((self.step)(self.pen.clone()), self.done.clone());
+        Some(Box::pin(async move {
+            let came = work.await;
+            *done.lock() = Some(came);
+        }))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

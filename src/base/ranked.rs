@@ -3,7 +3,7 @@
 use std::collections::BinaryHeap;
 
 /// Keys held at once. A page that begins at rank `r` takes `r / HELD_MAX` walks over the list.
-const HELD_MAX: usize = 512;
+const HELD_MAX: usize = 256;
 
 /// What [`ranked`] found.
 #[derive(Debug, PartialEq, Eq)]
@@ -15,7 +15,7 @@ pub struct Ranked<K> {
 }
 
 /// The keys that have the ranks `from..from + most` among those that `each` visits, in their order. `each` is called one or
-/// several times and visits the same keys every time; no two may be equal. `most` is at most 512.
+/// several times and visits the same keys every time; no two may be equal. `most` is at most 256.
 pub fn ranked<K: Ord + Clone, E>(
     from: usize,
     most: usize,
@@ -59,7 +59,7 @@ mod tests {
         let mut sorted = list.clone();
         sorted.sort_unstable();
         for (from, most) in
-            [(0, 10), (0, 0), (500, 100), (511, 1), (512, 5), (1_000, 512), (1_990, 100), (2_000, 5), (9_999, 5)]
+            [(0, 10), (0, 0), (200, 100), (255, 1), (256, 5), (1_000, 256), (1_990, 100), (2_000, 5), (9_999, 5)]
         {
             let each = &mut |visit: &mut dyn FnMut(u64)| {
                 list.iter().for_each(|n| visit(*n));

@@ -170,12 +170,14 @@ impl Media {
         media_id: &str,
         wanted: &Scaled,
     ) -> Result<Option<Opened>, Error> {
+        self.check_not_withheld(server, media_id).await?;
         let shape = Shape::of(wanted.width, wanted.height, wanted.crop);
         self.kept(server, &kept_name(media_id, Some(shape))).await
     }
 
     async fn find_as(&self, key: Key) -> Result<Found, Error> {
         let (server, name) = (&*key.server, key.kept());
+        self.check_not_withheld(server, &key.media_id).await?;
         for _ in 0..TRIES {
             if let Some(opened) = self.kept(server, &name).await? {
                 return Ok(Found::Kept(opened));

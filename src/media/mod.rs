@@ -5,7 +5,7 @@
 //!
 //! Reading order: this file (the stored files), `place.rs` (how a file gets its place and leaves it), `upload.rs` (in),
 //! `promise.rs` (media ids before their files), `quota.rs` and `limits.rs` (how much), `remote.rs` (the transfer from
-//! another server), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
+//! another server), `quarantine.rs` (files that administrators look through and withhold), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
 //! (made smaller), `preview/` (of links).
 
 use std::fs::File;
@@ -30,6 +30,7 @@ mod picture;
 mod place;
 mod preview;
 mod promise;
+mod quarantine;
 mod remote;
 mod quota;
 mod thumbnail;
@@ -48,6 +49,7 @@ use tidy::Touched;
 pub use arriving::{Coming, Found};
 pub use limits::Options;
 pub use preview::{Looked, NoPreview, PreviewOptions};
+pub use quarantine::{ListedFile, MediaOrder};
 pub use remote::{Fetched, Scaled};
 pub use tidy::Usage;
 pub use upload::{About, Upload};
@@ -200,9 +202,13 @@ impl Media {
     }
 
     fn open_blocking(&self, server: &ServerName, media_id: &str) -> Result<Option<(File, media::Media)>, Error> {
-        let Some(row) = media::get(&self.0.parts.store.read()?, server.as_str(), media_id)? else {
+        let read = self.0.parts.store.read()?;
+        let Some(row) = media::get(&read, server.as_str(), media_id)? else {
             return Ok(None);
         };
+        if media::mark(&read, &row.file)?.quarantined_by.is_some() {
+            return Err(Error::NotFound);
+        }
         match File::open(self.path(&row.file)) {
             Ok(file) => Ok(Some((file, row))),
             Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -186,9 +186,7 @@ impl Media {
             let is_unused =
                 |row: &media::Media| row.used_day.max(Some((row.created_ms / DAY_MS) as u32)) < Some(before);
             let unused: Vec<_> = rows.into_iter().filter(|(_, row)| is_unused(row)).map(|(id, _)| id).collect();
-            for some in unused.chunks(STEP) {
-                self.remove_uploads(some.to_vec()).await?;
-            }
+            self.remove_uploads(unused).await?;
         }
     }
 
@@ -202,17 +200,6 @@ impl Media {
         let written = self.0.parts.store.write(move |w| Ok::<_, Error>(media::put_noted_since(w, today)?));
         written.await.map_err(WriteError::into_inner)?;
         Ok(today)
-    }
-
-    async fn remove_uploads(&self, ids: Vec<String>) -> Result<(), Error> {
-        let here = self.0.parts.server.clone();
-        let removed = self
-            .0
-            .parts
-            .store
-            .write_freeing(move |w| ids.iter().try_for_each(|id| media::remove(w, here.as_str(), id).map(drop)));
-        removed.await.map_err(WriteError::into_inner)?;
-        self.sweep_gone(STEP).await.map(drop)
     }
 
     /// Removes one file, of this server or kept of another, and what that one made of it. False when there is none.
@@ -234,8 +221,13 @@ impl Media {
     /// Removes the kept files of other servers that nobody asked for in so many days; with 0 all of them. Answers how
     /// many, and their bytes.
     pub async fn remove_remote(&self, unused_days: u32) -> Result<(u64, u64), Error> {
+        self.remove_remote_before((self.today() + 1).saturating_sub(unused_days)).await
+    }
+
+    /// Removes the kept files of other servers that nobody asked for since before a day, counted from 1970. Answers how many, and
+    /// their bytes.
+    pub async fn remove_remote_before(&self, before: u32) -> Result<(u64, u64), Error> {
         self.write_touched().await?;
-        let before = (self.today() + 1).saturating_sub(unused_days);
         let (mut count, mut bytes) = (0, 0);
         loop {
             match self.remove_idle(Some(before)).await? {

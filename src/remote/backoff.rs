@@ -436,9 +436,17 @@ impl Book {
     }
 }
 
+/// The pause after so many failures, but for chance; 0 after none.
+pub fn pause_ms(failures: u32) -> u64 {
+    match failures {
+        0 => 0,
+        _ => FIRST_MS.saturating_mul(1 << (failures - 1).min(20)).min(LONGEST_MS),
+    }
+}
+
 /// Doubling, give or take a quarter, so that servers that failed together are not retried together.
 fn pause_ms_after(failures: u32, random: u64) -> u64 {
-    let pause = FIRST_MS.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(LONGEST_MS);
+    let pause = pause_ms(failures);
     pause - pause / 4 + random % (pause / 2)
 }
 

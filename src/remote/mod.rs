@@ -44,7 +44,7 @@ use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{Notify, Semaphore};
 
 pub use self::address::is_private;
-pub use self::backoff::{Backoff, Reached};
+pub use self::backoff::{Backoff, Reached, pause_ms};
 pub use self::barred::{Barred, Deed, Named};
 pub use self::connect::Limits;
 pub use self::contact::Whence;

@@ -163,7 +163,8 @@ mod tests {
             spam.push(house.say(&bad, &room, &format!("spam {number}")).await);
         }
         let other = house.say(&anna, &room, "stop").await;
-        let reader = Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned(), sees_all: false };
         let shown = async |id: &ruma::EventId| -> Value {
             serde_json::from_slice(&house.rooms.event(&reader, &room, id).await.unwrap()).unwrap()
         };

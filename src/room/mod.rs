@@ -21,6 +21,8 @@
 //! - `invited.rs`: invites that the server accepts for people;
 //! - `mass_redaction.rs`: redacts what a kick or ban takes along, aside;
 //! - `policy_lists.rs`: the policy lists that the server follows;
+//! - `make_admin.rs`: power for somebody in a room whose own administrators are gone;
+//! - `tasks/`: what administrators have done with rooms behind their request;
 //! - `operator.rs`: the operator's view and permissions.
 //!
 //! The rest of the server calls [`Rooms`]; nothing below names it but for the type.
@@ -43,6 +45,7 @@ use crate::remote::Remote;
 use crate::store::{Read, Store, Write, tables};
 
 mod append;
+mod blocked;
 mod create;
 mod days;
 mod delayed;
@@ -57,6 +60,7 @@ mod invited;
 pub mod join;
 mod lock;
 mod mass_redaction;
+mod make_admin;
 mod membership;
 mod neighbours;
 mod read;
@@ -70,6 +74,7 @@ mod receive;
 mod send;
 mod spaces;
 mod state;
+mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
 mod serve;
@@ -94,7 +99,7 @@ pub use inspect::{BriefRoom, ListedRoom, RoomOrder, WantedRooms};
 pub use invited::{AutoAccept, OpenInvite};
 pub use join::admission::Policy;
 pub use membership::profile::Renewal;
-pub use neighbours::{Neighbour, SharedRoom};
+pub use neighbours::{Destination, DestinationOrder, Neighbour, SharedRoom};
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use policies::{Policies, Who};
 pub use policy_lists::{LISTS_MAX as POLICY_LISTS_MAX, PolicyHits, PolicyList, PolicyRule};
@@ -130,7 +135,9 @@ pub use user_redaction::{RedactStatus, RedactUser};
 pub use words::Key as SearchKey;
 pub use words::keep::SearchOptions;
 
+pub use crate::store::tables::room::blocked::Blocked;
 pub use crate::store::tables::room::event_row::Membership;
+pub use crate::store::tables::room::task::{Close, Stage as TaskStage, Task};
 pub use crate::store::{EventNum, Position, RoomNum};
 pub use error::{Error, Result};
 
@@ -175,6 +182,8 @@ struct Inner {
     /// There is a room to remove, or state trees that no room has any more.
     purge: tokio::sync::Notify,
     sweep: tokio::sync::Notify,
+    /// There is something to be done for an administrator.
+    tasks: tokio::sync::Notify,
     delays: delayed::Delays,
     leaving: Arc<guests::Leaving>,
     redactions: Arc<mass_redaction::Waiting>,
@@ -219,6 +228,7 @@ impl Rooms {
             keeping: purge::Keeping::default(),
             purge: tokio::sync::Notify::new(),
             sweep: tokio::sync::Notify::new(),
+            tasks: tokio::sync::Notify::new(),
             delays: delayed::Delays::default(),
             leaving,
             redactions,

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use ruma::RoomId;
+use ruma::{RoomId, UserId};
 use serde::Serialize;
 
 use super::error::Result;
@@ -12,6 +12,7 @@ use super::{Rooms, state};
 use crate::base::{blocking, bounded, unhex};
 use crate::store::RoomNum;
 use crate::store::tables::hex;
+use crate::store::tables::room::blocked::{self, Blocked};
 use crate::store::tables::room::join;
 use crate::store::tables::room::join::{Allowed, Stage};
 use crate::store::tables::room::{self, Room, Status};
@@ -126,6 +127,24 @@ impl Rooms {
             Ok(join::set_allowed(w, room_id.as_str(), allowed.then_some(&new))?)
         })
         .await
+    }
+
+    /// Blocks a room, known here or not: nobody of this server comes into it, and a join that is under way ends. `None` takes that
+    /// back.
+    pub async fn block(&self, room_id: &RoomId, by: Option<&UserId>) -> Result<()> {
+        let at_ms = self.0.parts.clock.now_ms();
+        let (id, row) = (room_id.to_owned(), by.map(|by| Blocked { by: by.to_string(), at_ms }));
+        self.write(move |w| Ok(blocked::set(w, id.as_str(), row.as_ref())?)).await?;
+        if by.is_some() {
+            self.cancel_join(room_id).await?;
+        }
+        Ok(())
+    }
+
+    /// Who blocked a room, if anybody did.
+    pub async fn blocked(&self, room_id: &RoomId) -> Result<Option<Blocked>> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| Ok(blocked::get(read, room_id.as_str())?)).await
     }
 
     /// Rooms allowed by an admin whatever their size, and rooms that wait for that.

@@ -68,6 +68,20 @@ pub(crate) fn house_that(budget: Budget, store: Store, change: impl FnOnce(&mut 
 }
 
 impl House {
+    /// Does something while the clock goes on.
+    pub async fn ticking<T>(&self, work: impl Future<Output = T>) -> T {
+        let ticks = async {
+            loop {
+                tokio::task::yield_now().await;
+                self.clock.advance(Duration::from_millis(50));
+            }
+        };
+        tokio::select! {
+            done = work => done,
+            () = ticks => unreachable!("it ticks for ever"),
+        }
+    }
+
     /// Somebody with an account here.
     pub async fn user(&self, name: &str) -> OwnedUserId {
         let id = OwnedUserId::try_from(format!("@{name}:{}", self.server)).unwrap();

@@ -330,7 +330,8 @@ mod tests {
         spam.push((&two, house.say(&bad, &two, "more").await));
         let kept = house.say(&anna, &one, "kept").await;
         house.rooms.kick(&anna, &one, &bad, None, None).await.unwrap();
-        let reader = Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned(), sees_all: false };
         let shown = async |room: &ruma::RoomId, id: &ruma::EventId| -> Value {
             serde_json::from_slice(&house.rooms.event(&reader, room, id).await.unwrap()).unwrap()
         };

@@ -627,6 +627,11 @@ impl Server {
             async move { rooms.keep_purged(&worker).await }
         }));
         let rooms = self.rooms.clone();
+        self.endless.push(self.worker("rooms closed", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_tasks(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
         self.endless.push(self.worker("redactions", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.redact_noted(&worker).await }

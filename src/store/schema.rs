@@ -47,6 +47,8 @@ pub const USER_META: Table = table("user_meta", "user", "name → JSON: the one-
 pub const ACCOUNT: Table = table("account", "user", "UserNum → JSON Account; local users only");
 pub const PASSWORD_LINK: Table =
     table("password_link", "user", "SHA-256 of a link's code → JSON: whose password it sets, until when");
+pub const REGISTRATION_TOKEN: Table =
+    table("registration_token", "user", "token → JSON: for how many accounts, until when, how many there are");
 pub const GUEST: Table = table("guest", "user", "UserNum → nothing: guest accounts").shaped(Shape::Key4);
 pub const NEWCOMER: Table =
     table("newcomer", "user", "UserNum → nothing: accounts to be joined to the rooms of new people")
@@ -169,6 +171,11 @@ pub const MEDIA_GONE: Table =
     table("media_gone", "media", "SHA-256 in hex → nothing: its file, if there is one, is to be removed");
 pub const MEDIA_PROMISED: Table =
     table("media_promised", "media", "media id without its file yet → UserNum it was given to, u64 ms until when");
+pub const MEDIA_MARK: Table = table(
+    "media_mark",
+    "media",
+    "SHA-256 in hex, or server name, 0, media id → JSON Mark: who had it withheld, whether it is safe from that",
+);
 pub const THUMBNAIL: Table =
     table("thumbnail", "media", "SHA-256 in hex, shape → JSON Thumbnail; `all` → u64 bytes of all of them");
 pub const PREVIEW: Table =
@@ -335,6 +342,14 @@ pub const POLICY_HIT: Table = table(
 pub const ROOM_ALLOWED: Table =
     table("room_allowed", "room", "room id → JSON: a large room an admin allowed, or somebody asked for");
 
+pub const ROOM_BLOCKED: Table =
+    table("room_blocked", "room", "room id → JSON: who blocked it, and when; nobody here may come into it");
+pub const ROOM_TASK: Table = table(
+    "room_task",
+    "room",
+    "u64 when it began, u64 of chance → JSON Task: a room that is closed, history that goes",
+);
+
 // ---- the outbound log: any part posts, deliver takes (tables/server/outbox.rs)
 pub const OUTBOX: Table =
     table("outbox", "deliver", "position → what other servers must hear of, and what followers read");
@@ -354,6 +369,7 @@ pub const TABLES: &[&Table] = &[
     &USER_META,
     &ACCOUNT,
     &PASSWORD_LINK,
+    &REGISTRATION_TOKEN,
     &GUEST,
     &NEWCOMER,
     &ERASED,
@@ -406,6 +422,7 @@ pub const TABLES: &[&Table] = &[
     &MEDIA_IDLE,
     &MEDIA_GONE,
     &MEDIA_PROMISED,
+    &MEDIA_MARK,
     &THUMBNAIL,
     &PREVIEW,
     &PREVIEW_END,
@@ -465,6 +482,8 @@ pub const TABLES: &[&Table] = &[
     &POLICY_LIST,
     &POLICY_RULE,
     &POLICY_HIT,
+    &ROOM_BLOCKED,
+    &ROOM_TASK,
     &OUTBOX,
     &FOLLOWER,
 ];

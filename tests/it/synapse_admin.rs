@@ -221,3 +221,251 @@ async fn reports_account_data_and_notices() {
     let notice = json!({ "user_id": bob.id, "content": { "msgtype": "m.text", "body": "Hello" } });
     assert!(house.post(&format!("{V1}/send_server_notice"), &alice, notice).await.ok()["event_id"].is_string());
 }
+
+/// Waits until a task is over.
+async fn complete(house: &TestServer, status: &str, who: &TestUser) {
+    let is_over = async || (house.get(status, who).await.ok()["status"] == "complete").then_some(());
+    crate::rooms::eventually("the task is over", is_over).await;
+}
+
+/// A room with three people, of whom `bob` made it.
+async fn full_room(house: &TestServer, [_, bob, carol, dave]: &[TestUser; 4], alias: &str) -> String {
+    let room = json!({ "name": "Garden", "preset": "public_chat", "room_alias_name": alias });
+    let room = house.post("/createRoom", bob, room).await.ok()["room_id"].as_str().unwrap().to_owned();
+    for who in [carol, dave] {
+        house.post(&format!("/join/{room}"), who, json!({})).await.ok();
+    }
+    room
+}
+
+#[tokio::test]
+async fn rooms_are_deleted_and_blocked() {
+    let house = TestServer::start().await;
+    let people = people(&house).await;
+    let [alice, bob, carol, _] = &people;
+    let room = full_room(&house, &people, "garden").await;
+    let v2 = format!("/_synapse/admin/v2/rooms/{room}");
+    let delete = async |path: &str, body: Value| house.request("DELETE", path, Some(&alice.token), body).await;
+    house.request("DELETE", &v2, Some(&bob.token), json!({})).await.refused(403, "M_FORBIDDEN");
+    delete(&v2, json!({ "force_purge": true })).await.refused(400, "M_UNKNOWN");
+    delete(&v2, json!({ "purge": 3 })).await.refused(400, "M_BAD_JSON");
+    delete(&v2, json!({ "new_room_user_id": "@nobody:elsewhere" })).await.refused(400, "M_UNKNOWN");
+    house.get(&format!("{v2}/delete_status"), alice).await.refused(404, "M_NOT_FOUND");
+    let body = json!({ "new_room_user_id": alice.id, "room_name": "Closed", "message": "The garden is closed.", "block": true });
+    let begun = delete(&v2, body).await.ok();
+    let id = begun["delete_id"].as_str().unwrap();
+    let status = format!("/_synapse/admin/v2/rooms/delete_status/{id}");
+    complete(&house, &status, alice).await;
+    let ended = house.get(&status, alice).await.ok();
+    let shut = &ended["shutdown_room"];
+    assert_eq!(shut["kicked_users"].as_array().unwrap().len(), 3);
+    assert_eq!((&shut["failed_to_kick_users"], &ended["room_id"]), (&json!([]), &json!(room)));
+    let by_room = house.get(&format!("{v2}/delete_status"), alice).await.ok();
+    assert_eq!(by_room["results"], json!([ended]));
+    house.get(&format!("{V1}/rooms/{room}"), alice).await.refused(404, "M_NOT_FOUND");
+    let new = shut["new_room_id"].as_str().unwrap();
+    assert_eq!(house.get("/joined_rooms", carol).await.ok()["joined_rooms"], json!([new]));
+    let said = house.get(&format!("/rooms/{new}/messages?dir=b&limit=50"), carol).await.ok();
+    let said = said["chunk"].as_array().unwrap();
+    assert!(said.iter().any(|event| event["content"]["body"] == "The garden is closed."), "{said:?}");
+
+    // It is blocked, until it is not.
+    let block = format!("{V1}/rooms/{room}/block");
+    assert_eq!(house.get(&block, alice).await.ok(), json!({ "block": true, "user_id": alice.id }));
+    house.post(&format!("/join/{room}"), carol, json!({})).await.refused(403, "M_FORBIDDEN");
+    assert_eq!(house.put(&block, alice, json!({ "block": false })).await.ok(), json!({ "block": false }));
+    assert_eq!(house.get(&block, alice).await.ok(), json!({ "block": false }));
+
+    // The first version answers when it is done, and blocks a room that nobody knows.
+    let room = full_room(&house, &people, "yard").await;
+    let done = delete(&format!("{V1}/rooms/{room}"), json!({})).await.ok();
+    assert_eq!((done["kicked_users"].as_array().unwrap().len(), &done["new_room_id"]), (3, &Value::Null));
+    let unknown = format!("{V1}/rooms/!unknown:elsewhere");
+    delete(&unknown, json!({})).await.refused(404, "M_NOT_FOUND");
+    delete(&unknown, json!({ "block": true })).await.ok();
+    assert_eq!(house.get(&format!("{unknown}/block"), alice).await.ok()["block"], true);
+}
+
+#[tokio::test]
+async fn administrators_look_into_rooms_that_they_are_not_in() {
+    let house = TestServer::start().await;
+    let people = people(&house).await;
+    let [alice, bob, carol, dave] = &people;
+    let made = json!({ "preset": "private_chat", "creation_content": { "type": "m.space" } });
+    let room = house.post("/createRoom", bob, made).await.ok()["room_id"].as_str().unwrap().to_owned();
+    let child = house.post("/createRoom", bob, json!({ "name": "Child" })).await.ok();
+    let child = child["room_id"].as_str().unwrap().to_owned();
+    house.put(&format!("/rooms/{room}/state/m.space.child/{child}"), bob, json!({ "via": ["x"] })).await.ok();
+    let said = json!({ "msgtype": "m.text", "body": "secret" });
+    let sent = house.put(&format!("/rooms/{room}/send/m.room.message/1"), bob, said).await.ok();
+    let event = sent["event_id"].as_str().unwrap();
+    let of = |what: &str| format!("{V1}/rooms/{room}/{what}");
+    for what in ["state", "messages", "hierarchy", "timestamp_to_event?ts=1"] {
+        house.get(&of(what), carol).await.refused(403, "M_FORBIDDEN");
+        house.get(&format!("{V1}/rooms/!nowhere:x/{what}"), alice).await.refused(404, "M_NOT_FOUND");
+    }
+    house.get(&format!("/rooms/{room}/state"), alice).await.refused(403, "M_FORBIDDEN");
+    let state = house.get(&of("state"), alice).await.ok();
+    assert!(state["state"].as_array().unwrap().iter().any(|event| event["type"] == "m.room.create"));
+    let named = house.get(&of("state?type=m.room.member"), alice).await.ok();
+    assert_eq!(named["state"].as_array().unwrap().len(), 1);
+    let page = house.get(&of("messages?dir=b&limit=1"), alice).await.ok();
+    assert_eq!(page["chunk"][0]["content"]["body"], "secret");
+    let context = house.get(&of(&format!("context/{event}")), alice).await.ok();
+    assert_eq!(context["event"]["event_id"], event);
+    let near = house.get(&of("timestamp_to_event?ts=9999999999999&dir=b"), alice).await.ok();
+    assert_eq!(near["event_id"], event);
+    let tree = house.get(&of("hierarchy"), alice).await.ok();
+    assert_eq!((&tree["rooms"][0]["room_id"], &tree["rooms"][1]["name"]), (&json!(room), &json!("Child")));
+    let fetched = house.get(&format!("{V1}/fetch_event/{event}"), alice).await.ok();
+    assert_eq!((&fetched["event"]["event_id"], &fetched["event"]["sender"]), (&json!(event), &json!(bob.id)));
+    assert!(fetched["event"]["signatures"].is_object());
+
+    // Power for who is not in the room: an invite comes with it.
+    house.post(&format!("{V1}/rooms/{room}/make_room_admin"), alice, json!({ "user_id": dave.id })).await.ok();
+    house.post(&format!("/join/{room}"), dave, json!({})).await.ok();
+    house.put(&format!("/rooms/{room}/state/m.room.name"), dave, json!({ "name": "Taken over" })).await.ok();
+
+    // History: what Bob wrote goes, since he is of this server, only when that is wished.
+    let purge = format!("{V1}/purge_history/{room}");
+    house.post(&purge, alice, json!({})).await.refused(400, "M_BAD_JSON");
+    let said = json!({ "msgtype": "m.text", "body": "later" });
+    let later = house.put(&format!("/rooms/{room}/send/m.room.message/2"), bob, said).await.ok();
+    let later = later["event_id"].as_str().unwrap().to_owned();
+    let begun = house.post(&format!("{purge}/{later}"), alice, json!({ "delete_local_events": true })).await.ok();
+    let status = format!("{V1}/purge_history_status/{}", begun["purge_id"].as_str().unwrap());
+    complete(&house, &status, alice).await;
+    house.get(&format!("{V1}/fetch_event/{event}"), alice).await.refused(404, "M_NOT_FOUND");
+    house.get(&format!("{V1}/fetch_event/{later}"), alice).await.ok();
+    house.get(&format!("{V1}/purge_history_status/nothing"), alice).await.refused(404, "M_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn files_are_listed_withheld_and_deleted() {
+    let house = TestServer::start_with(|config| config.media.local_unused_days = Some(10_000)).await;
+    let people = people(&house).await;
+    let [alice, bob, carol, _] = &people;
+    let upload = async |who: &TestUser, bytes: Vec<u8>| {
+        let bearer = format!("Bearer {}", who.token);
+        let headers = [("authorization", bearer.as_str()), ("content-type", "image/png")];
+        let made = house.send("POST", "/_matrix/media/v3/upload?filename=a.png", &headers, bytes).await.ok();
+        made["content_uri"].as_str().unwrap().strip_prefix("mxc://").unwrap().to_owned()
+    };
+    let (one, two) = (upload(bob, vec![1; 10]).await, upload(bob, vec![2; 2000]).await);
+    let same = upload(carol, vec![2; 2000]).await;
+    let media_id = |path: &str| path.split_once('/').unwrap().1.to_owned();
+    let download = |path: &str| format!("/_matrix/client/v1/media/download/{path}");
+    let list = format!("{V1}/users/{}/media", bob.id);
+    house.get(&list, bob).await.refused(403, "M_FORBIDDEN");
+    let all = house.get(&format!("{list}?order_by=media_length"), alice).await.ok();
+    assert_eq!(
+        (&all["total"], &all["media"][0]["media_id"], &all["media"][1]["media_length"]),
+        (&json!(2), &json!(media_id(&one)), &json!(2000))
+    );
+    let page = house.get(&format!("{list}?limit=1&order_by=media_length&dir=b"), alice).await.ok();
+    assert_eq!((&page["media"][0]["media_id"], &page["next_token"]), (&json!(media_id(&two)), &json!(1)));
+    let info = house.get(&format!("{V1}/media/{two}"), alice).await.ok();
+    assert_eq!((&info["media_info"]["user_id"], &info["media_info"]["upload_name"]), (&json!(bob.id), &json!("a.png")));
+
+    // The same bytes are withheld, whoever uploaded them; a protected file is not.
+    house.post(&format!("{V1}/media/quarantine/{two}"), alice, json!({})).await.ok();
+    for path in [&two, &same] {
+        house.get(&download(path), bob).await.refused(404, "M_NOT_FOUND");
+    }
+    let again = upload(carol, vec![2; 2000]).await;
+    house.get(&download(&again), carol).await.refused(404, "M_NOT_FOUND");
+    assert_eq!(
+        house.get(&format!("{V1}/media/{two}"), alice).await.ok()["media_info"]["quarantined_by"],
+        alice.id.as_str()
+    );
+    house.post(&format!("{V1}/media/unquarantine/{two}"), alice, json!({})).await.ok();
+    house.get(&download(&two), bob).await;
+    house.post(&format!("{V1}/media/protect/{}", media_id(&one)), alice, json!({})).await.ok();
+    house.post(&format!("{V1}/media/quarantine/{one}"), alice, json!({})).await.refused(403, "M_FORBIDDEN");
+    let many = house.post(&format!("{V1}/user/{}/media/quarantine", bob.id), alice, json!({})).await.ok();
+    assert_eq!(many["num_quarantined"], 1);
+    house.post(&format!("{V1}/media/unquarantine/{two}"), alice, json!({})).await.ok();
+    house.post(&format!("{V1}/media/unprotect/{}", media_id(&one)), alice, json!({})).await.ok();
+
+    // What a room names.
+    let room = full_room(&house, &people, "pictures").await;
+    for (txn, url) in [&one, &"elsewhere/abc".to_owned()].into_iter().enumerate() {
+        let content = json!({ "msgtype": "m.image", "body": "a", "url": format!("mxc://{url}") });
+        house.put(&format!("/rooms/{room}/send/m.room.message/{txn}"), bob, content).await.ok();
+    }
+    let named = house.get(&format!("{V1}/room/{room}/media"), alice).await.ok();
+    assert_eq!(named, json!({ "local": [format!("mxc://{one}")], "remote": ["mxc://elsewhere/abc"] }));
+    let many = house.post(&format!("{V1}/room/{room}/media/quarantine"), alice, json!({})).await.ok();
+    assert_eq!(many["num_quarantined"], 2);
+    house.get(&download(&one), bob).await.refused(404, "M_NOT_FOUND");
+    house.get(&download("elsewhere/abc"), bob).await.refused(404, "M_NOT_FOUND");
+
+    // Deleting.
+    house.delete(&format!("{V1}/media/elsewhere/abc"), alice).await.refused(400, "M_UNKNOWN");
+    let gone = house.delete(&format!("{V1}/media/{one}"), alice).await.ok();
+    assert_eq!(gone, json!({ "deleted_media": [media_id(&one)], "total": 1 }));
+    house.delete(&format!("{V1}/media/{one}"), alice).await.refused(404, "M_NOT_FOUND");
+    let gone = house.delete(&list, alice).await.ok();
+    assert_eq!(gone["deleted_media"], json!([media_id(&two)]));
+    assert_eq!(house.get(&list, alice).await.ok()["total"], 0);
+    house.post(&format!("{V1}/media/delete"), alice, json!({})).await.refused(400, "M_MISSING_PARAM");
+    let purged = house.post(&format!("{V1}/purge_media_cache?before_ts=9999999999999"), alice, json!({})).await.ok();
+    assert_eq!(purged, json!({ "deleted": 0 }));
+}
+
+#[tokio::test]
+async fn registration_tokens_are_made_and_used_up() {
+    let house = TestServer::start_with(|config| {
+        config.apps.registration = snug::client::Registration::Token;
+        config.apps.registration_tokens = vec!["config".to_owned()];
+    })
+    .await;
+    let register = async |name: &str, token: &str| {
+        let body = json!({ "username": name, "password": "a long password" });
+        let asked = house.request("POST", "/register", None, body.clone()).await;
+        let mut body = body;
+        body["auth"] =
+            json!({ "type": "m.login.registration_token", "token": token, "session": asked.json()["session"] });
+        house.request("POST", "/register", None, body).await
+    };
+    let alice = register("alice", "config").await.ok();
+    let id: ruma::OwnedUserId = alice["user_id"].as_str().unwrap().try_into().unwrap();
+    house.server().users.set_admin(&id, true).await.unwrap();
+    let alice = TestUser {
+        id: id.to_string(),
+        token: alice["access_token"].as_str().unwrap().to_owned(),
+        device: String::new(),
+    };
+    let tokens = format!("{V1}/registration_tokens");
+    let made = house.post(&format!("{tokens}/new"), &alice, json!({ "token": "abc", "uses_allowed": 1 })).await.ok();
+    let shown = json!({ "token": "abc", "uses_allowed": 1, "pending": 0, "completed": 0, "expiry_time": null });
+    assert_eq!(made, shown);
+    house.post(&format!("{tokens}/new"), &alice, json!({ "token": "abc" })).await.refused(400, "M_INVALID_PARAM");
+    house.post(&format!("{tokens}/new"), &alice, json!({ "token": "a b" })).await.refused(400, "M_INVALID_PARAM");
+    house.post(&format!("{tokens}/new"), &alice, json!({ "expiry_time": 1 })).await.refused(400, "M_INVALID_PARAM");
+    let other = house.post(&format!("{tokens}/new"), &alice, json!({ "length": 20 })).await.ok();
+    assert_eq!(other["token"].as_str().unwrap().len(), 20);
+    let valid = async || {
+        let path = "/_matrix/client/v1/register/m.login.registration_token/validity?token=abc";
+        house.request("GET", path, None, json!({})).await.ok()["valid"].clone()
+    };
+    assert_eq!(valid().await, true);
+    register("bob", "abc").await.ok();
+    assert_eq!(valid().await, false);
+    register("carol", "abc").await.refused(401, "M_FORBIDDEN");
+    assert_eq!(house.get(&format!("{tokens}/abc"), &alice).await.ok()["completed"], 1);
+    let list = house.get(&format!("{tokens}?valid=false"), &alice).await.ok();
+    assert_eq!(list["registration_tokens"].as_array().unwrap().len(), 1);
+    let more = house.put(&format!("{tokens}/abc"), &alice, json!({ "uses_allowed": null })).await.ok();
+    assert_eq!((&more["uses_allowed"], &more["completed"]), (&Value::Null, &json!(1)));
+    register("carol", "abc").await.ok();
+    house.delete(&format!("{tokens}/abc"), &alice).await.ok();
+    house.get(&format!("{tokens}/abc"), &alice).await.refused(404, "M_NOT_FOUND");
+    register("dave", "abc").await.refused(401, "M_FORBIDDEN");
+
+    // Federation and the background of a server that is alone.
+    let path = format!("{V1}/federation/destinations");
+    assert_eq!(house.get(&path, &alice).await.ok(), json!({ "destinations": [], "total": 0 }));
+    house.get(&format!("{path}/elsewhere"), &alice).await.refused(404, "M_NOT_FOUND");
+    assert_eq!(house.get(&format!("{V1}/background_updates/enabled"), &alice).await.ok(), json!({ "enabled": true }));
+}

@@ -48,7 +48,11 @@ async fn proved(client: &Client, request: &mut Request) -> Result<Response, Erro
     if stage == Stage::RegistrationToken {
         request.limit(&rates::TOKEN)?;
         let token = page::field(&body, "token");
-        if !client.options().registration_tokens.iter().any(|known| known == token.trim()) {
+        let token = token.trim();
+        let is_given = client.options().registration_tokens.iter().any(|known| known == token);
+        if !is_given && client.users.is_registration_token(token).await? {
+            client.users.note_token(&session, token);
+        } else if !is_given {
             return Ok(form(client, request, stage, "<p class=\"wrong\" role=\"alert\">This token is not valid.</p>"));
         }
     }

@@ -100,14 +100,26 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     });
     login.as_ref().map_or(Ok(()), Login::check)?;
     // Apps ask for the flows before there is a name, so a session is for no name in particular; it makes one account.
-    let demand = UiaRequest { operation: "register", target: Target::default(), user: None, stages, tokens };
+    let made = made_token(&client, stages, body.auth.as_ref()).await?;
+    let tokens: Vec<String> = tokens.iter().chain(&made).cloned().collect();
+    let demand = UiaRequest { operation: "register", target: Target::default(), user: None, stages, tokens: &tokens };
     if let Some(asked) = auth::authenticate(&client, &request, None, demand, body.auth.as_ref()).await? {
         return Ok(asked);
     }
+    if let (Some(session), Some(made)) = (&session, &made) {
+        client.users.note_token(session, made);
+    }
+    let token = session.as_deref().and_then(|session| client.users.token_of(session)).or(made);
     let password = body.password.ok_or_else(|| ErrorResponse::missing_param("password"))?;
     let localpart = body.username.unwrap_or_else(|| client.random.token(MADE_UP_CHARS).to_lowercase());
-    let new =
-        New { localpart, password: Some(password), admin: false, agreed: client.options().terms.digest(), bot: false };
+    let new = New {
+        localpart,
+        password: Some(password),
+        admin: false,
+        agreed: client.options().terms.digest(),
+        bot: false,
+        token,
+    };
     let users = client.users.clone();
     // Not cancelled when the client disconnects: it would not learn what became of its account.
     let registered = unbroken(async move {
@@ -210,6 +222,18 @@ async fn again(client: &Client, request: &Request, made: Made, body: Body) -> Re
     Ok(Response::json(&session::answer(client, &session)))
 }
 
+/// The registration token that a request proves, when an administrator made it and it is valid. Such a token is counted when the
+/// account is made.
+async fn made_token(client: &Client, stages: &[Stage], auth: Option<&Value>) -> Result<Option<String>, Error> {
+    let text = |name| auth.and_then(|auth| auth.get(name)?.as_str());
+    let token = text("token").filter(|_| stages.contains(&Stage::RegistrationToken));
+    let Some(token) = token.filter(|_| text("type") == Some(Stage::RegistrationToken.name())) else { return Ok(None) };
+    if client.options().registration_tokens.iter().any(|known| known == token) {
+        return Ok(None);
+    }
+    Ok(client.users.is_registration_token(token).await?.then(|| token.to_owned()))
+}
+
 /// The stages of user-interactive authentication for a new account, and the registration tokens. 403 when registration
 /// is off.
 fn stages(options: &Options) -> Result<(&'static [Stage], &[String]), ErrorResponse> {
@@ -255,6 +279,7 @@ pub async fn token_validity(client: Arc<Client>, request: Request) -> Result<Res
     request.limit(&rates::TOKEN)?;
     let token = request.query("token").ok_or_else(|| ErrorResponse::missing_param("token"))?;
     let Options { registration, registration_tokens, .. } = &*client.options();
-    let valid = *registration == Registration::Token && registration_tokens.contains(&token);
+    let valid = *registration == Registration::Token
+        && (registration_tokens.contains(&token) || client.users.is_registration_token(&token).await?);
     Ok(Response::json(&json!({ "valid": valid })))
 }

@@ -152,7 +152,7 @@ async fn check_may_redact(
         return auth::check_may_speak(client, request, requester).await;
     }
     let Requester { user_id, user_num, device_id, .. } = requester.clone();
-    let reader = Reader { user: user_num, user_id: user_id.clone(), device: device_id };
+    let reader = Reader { user: user_num, user_id: user_id.clone(), device: device_id, sees_all: false };
     let room_id = request.param_as::<OwnedRoomId>("room_id")?;
     let event = match target {
         Some(target) => client.rooms.event(&reader, &room_id, &target).await.ok(),

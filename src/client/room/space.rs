@@ -29,6 +29,7 @@ pub async fn hierarchy(client: Arc<Client>, request: Request) -> Result<Response
         suggested_only: request.query_as("suggested_only")?.unwrap_or(false),
         limit,
         from: request.query("from").filter(|from| !from.is_empty()),
+        sees_all: false,
     };
     let may_ask = || {
         request.cancel_when_peer_leaves();

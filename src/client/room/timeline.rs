@@ -46,19 +46,27 @@ fn unredacted(request: &Request) -> Result<bool, ErrorResponse> {
 /// `M_FORBIDDEN` when the room is not known or the user may not see it. When the page would be empty only because
 /// history is missing here: 429 `M_LIMIT_EXCEEDED` over the rate limit, else the error of fetching that history.
 pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
-    let asking = requester.user_id.clone();
-    let (reader, room_id) = (reader(requester), room_id(&request)?);
-    let filter = filter(&request)?;
+    let reader = reader(auth::requester(&client, &request).await?);
+    messages_for(&client, &request, reader).await
+}
+
+/// The same for a reader.
+pub(in crate::client) async fn messages_for(
+    client: &Client,
+    request: &Request,
+    reader: Reader,
+) -> Result<Response, Error> {
+    let (asking, room_id) = (reader.user_id.clone(), room_id(request)?);
+    let filter = filter(request)?;
     let backwards = match request.query("dir").as_deref() {
         Some("b") => true,
         // The specification requires it; apps that leave it out were written against servers that take this for it.
         Some("f") | None => false,
         Some(_) => return Err(ErrorResponse::invalid_param("dir must be \"b\" or \"f\"").into()),
     };
-    let limit = limit(&request, &filter, 10)?;
+    let limit = limit(request, &filter, 10)?;
     let filter = filter.of_room(room_id.as_str()).into_owned();
-    let paging = Paging { from: token(&request, "from")?, to: token(&request, "to")?, backwards, limit, filter };
+    let paging = Paging { from: token(request, "from")?, to: token(request, "to")?, backwards, limit, filter };
     // Over the rate limit, the answer has only events that are stored here, and a token to go on with later.
     let may_ask = || {
         // Answers of other servers may take minutes.
@@ -66,19 +74,28 @@ pub async fn messages(client: Arc<Client>, request: Request) -> Result<Response,
         request.limit_user(&rates::HISTORY, asking.as_str()).is_ok()
     };
     let page = client.rooms.messages(&reader, &room_id, paging, may_ask).await?;
-    stream(&client, page).await
+    stream(client, page).await
 }
 
 /// 400 `M_INVALID_PARAM` when `filter` is not valid; 403 `M_FORBIDDEN` when the room is not known or the user may not
 /// see it; 404 `M_NOT_FOUND` when the event is not known or the user may not see it.
 pub async fn context(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let reader = reader(auth::requester(&client, &request).await?);
-    let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
-    let filter = filter(&request)?;
-    let limit = limit(&request, &filter, 10)?;
+    context_for(&client, &request, reader).await
+}
+
+/// The same for a reader.
+pub(in crate::client) async fn context_for(
+    client: &Client,
+    request: &Request,
+    reader: Reader,
+) -> Result<Response, Error> {
+    let (room_id, event_id) = (room_id(request)?, event_id(request)?);
+    let filter = filter(request)?;
+    let limit = limit(request, &filter, 10)?;
     let filter = filter.of_room(room_id.as_str()).into_owned();
     let context = client.rooms.context(&reader, &room_id, &event_id, limit, filter).await?;
-    stream(&client, context).await
+    stream(client, context).await
 }
 
 /// 400 `M_INVALID_PARAM` when `from` or `to` is no token; 403 `M_FORBIDDEN` when the room is not known or the user
@@ -118,9 +135,17 @@ pub async fn threads(client: Arc<Client>, request: Request) -> Result<Response, 
 /// 400 `M_MISSING_PARAM` without `ts`; 400 `M_INVALID_PARAM` for a time or direction that is none; 403 `M_FORBIDDEN` when the room is not
 /// known or the user may not see it; 404 `M_NOT_FOUND` when it has no event on that side of the time.
 pub async fn nearest(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
-    let asking = requester.user_id.clone();
-    let (reader, room_id) = (reader(requester), room_id(&request)?);
+    let reader = reader(auth::requester(&client, &request).await?);
+    nearest_for(&client, &request, reader).await
+}
+
+/// The same for a reader.
+pub(in crate::client) async fn nearest_for(
+    client: &Client,
+    request: &Request,
+    reader: Reader,
+) -> Result<Response, Error> {
+    let (asking, room_id) = (reader.user_id.clone(), room_id(request)?);
     let wanted_ms = request.query_as::<u64>("ts")?.ok_or_else(|| ErrorResponse::missing_param("ts"))?;
     let direction = match request.query("dir") {
         None => Direction::Forwards,
@@ -140,7 +165,7 @@ pub(in crate::client) async fn stream(client: &Client, chunks: impl Chunks) -> R
 }
 
 pub(in crate::client) fn reader(requester: Requester) -> Reader {
-    Reader { user: requester.user_num, user_id: requester.user_id, device: requester.device_id }
+    Reader { user: requester.user_num, user_id: requester.user_id, device: requester.device_id, sees_all: false }
 }
 
 pub(in crate::client) fn room_id(request: &Request) -> Result<OwnedRoomId, ErrorResponse> {

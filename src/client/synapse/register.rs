@@ -99,7 +99,8 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     let ip = request.peer().ip;
     unbroken(async move {
         let localpart = asked.username.to_lowercase();
-        let new = New { localpart, password: Some(asked.password), admin: asked.admin, agreed: 0, bot: false };
+        let new =
+            New { localpart, password: Some(asked.password), admin: asked.admin, agreed: 0, bot: false, token: None };
         let login = (!asked.inhibit_login).then(|| Login { ip: Some(ip), ..Login::default() });
         let made = flow::register(&client.users, new, login).await?;
         if let Some(name) = asked.displayname.filter(|name| !name.is_empty()) {

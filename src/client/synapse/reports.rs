@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Page, administrator, administrator_with_memory, answer, done, rows};
+use super::{Page, administrator, administrator_with_memory, answer, done};
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::user::Report;
@@ -42,13 +42,13 @@ async fn listed(
         is_of_kind(report) && has(Some(&report.by), &by) && has(report.room_id.as_deref(), &room_id)
     };
     let (found, total) = client.users.find_reports(wanted, backwards, page.from, page.most).await?;
-    let reports = rows(found, |(number, report)| shown(*number, report));
-    let next = page.from + reports.len();
-    let mut value = json!({ name: reports, "total": total });
+    let (reports, count) = super::list(name, found, |(number, report)| shown(*number, report));
+    let next = page.from + count;
+    let mut value = json!({ "total": total });
     if next < total && page.most > 0 {
         value["next_token"] = next.into();
     }
-    answer(&value, grant)
+    answer(reports, value, grant)
 }
 
 /// GET /_synapse/admin/v1/event_reports/{number}

@@ -6,7 +6,7 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Page, administrator, administrator_with_memory, answer, flag, rows};
+use super::{Page, administrator, administrator_with_memory, administrator_with_stream, answer, flag};
 use crate::client::room::membership::named_room;
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
@@ -23,16 +23,16 @@ pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Err
     let wanted = WantedRooms { term, public: flag(&request, "public_rooms")?, empty: flag(&request, "empty_rooms")? };
     let order = order(request.query("order_by").as_deref())?;
     let (found, total) = client.rooms.find(wanted, order, page.backwards, page.from, page.most).await?;
-    let rooms = rows(found, shown);
-    let next = page.from + rooms.len();
-    let mut value = json!({ "rooms": rooms, "offset": page.from, "total_rooms": total });
+    let (rooms, count) = super::list("rooms", found, shown);
+    let next = page.from + count;
+    let mut value = json!({ "offset": page.from, "total_rooms": total });
     if next < total && page.most > 0 {
         value["next_batch"] = next.into();
     }
     if page.from > 0 {
         value["prev_batch"] = page.from.saturating_sub(page.most).into();
     }
-    answer(&value, grant)
+    answer(rooms, value, grant)
 }
 
 fn order(name: Option<&str>) -> Result<RoomOrder, ErrorResponse> {
@@ -86,7 +86,7 @@ pub async fn details(client: Arc<Client>, request: Request) -> Result<Response, 
 
 /// GET /_synapse/admin/v1/rooms/{room_id}/members
 pub async fn members(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let (_, grant) = administrator_with_stream(&client, &request).await?;
     let room_id: OwnedRoomId = request.param_as("room_id")?;
     Ok(Response::stream(grant, client.rooms.list_members(&room_id).await?))
 }

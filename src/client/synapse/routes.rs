@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{moderation, register, reports, rooms, server, users};
+use super::{federation, look, media, moderation, register, removal, reports, rooms, server, tokens, users};
 use crate::client::Client;
 use crate::http::{Method, Router};
 
@@ -48,6 +48,37 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V1, Method::GET, "/rooms/{room_id}", rooms::details)
         .under(&V1, Method::GET, "/rooms/{room_id}/members", rooms::members)
         .under(&V1, Method::GET, "/rooms/{room_id}/forward_extremities", rooms::extremities)
+        .under(&V1, Method::DELETE, "/rooms/{room_id}", removal::delete_at_once)
+        .under(&V2, Method::DELETE, "/rooms/{room_id}", removal::delete)
+        .under(&V2, Method::GET, "/rooms/{room_id}/delete_status", removal::statuses)
+        .under(&V2, Method::GET, "/rooms/delete_status/{delete_id}", removal::status_of)
+        .under(&V1, Method::GET, "/rooms/{room_id}/block", removal::is_blocked)
+        .under(&V1, Method::PUT, "/rooms/{room_id}/block", removal::block)
+        .under(&V1, Method::POST, "/purge_history/{room_id}", removal::purge_history)
+        .under(&V1, Method::POST, "/purge_history/{room_id}/{event_id}", removal::purge_history)
+        .under(&V1, Method::GET, "/purge_history_status/{purge_id}", removal::purge_history_status)
+        .under(&V1, Method::GET, "/rooms/{room_id}/state", look::state)
+        .under(&V1, Method::GET, "/rooms/{room_id}/messages", look::messages)
+        .under(&V1, Method::GET, "/rooms/{room_id}/context/{event_id}", look::context)
+        .under(&V1, Method::GET, "/rooms/{room_id}/timestamp_to_event", look::nearest)
+        .under(&V1, Method::GET, "/rooms/{room_id}/hierarchy", look::hierarchy)
+        .under(&V1, Method::POST, "/rooms/{room_id_or_alias}/make_room_admin", look::make_admin)
+        .under(&V1, Method::GET, "/fetch_event/{event_id}", look::event)
+        .under(&V1, Method::GET, "/room/{room_id}/media", media::of_room)
+        .under(&V1, Method::POST, "/room/{room_id}/media/quarantine", media::quarantine_of_room)
+        .under(&V1, Method::POST, "/quarantine_media/{room_id}", media::quarantine_of_room)
+        .under(&V1, Method::POST, "/user/{user_id}/media/quarantine", media::quarantine_of_user)
+        .under(&V1, Method::GET, "/users/{user_id}/media", media::of_user)
+        .under(&V1, Method::DELETE, "/users/{user_id}/media", media::delete_of_user)
+        .under(&V1, Method::GET, "/media/{server}/{media_id}", media::info)
+        .under(&V1, Method::DELETE, "/media/{server}/{media_id}", media::delete)
+        .under(&V1, Method::POST, "/media/delete", media::delete_old)
+        .under(&V1, Method::POST, "/media/{server}/delete", media::delete_old)
+        .under(&V1, Method::POST, "/media/quarantine/{server}/{media_id}", media::quarantine)
+        .under(&V1, Method::POST, "/media/unquarantine/{server}/{media_id}", media::unquarantine)
+        .under(&V1, Method::POST, "/media/protect/{media_id}", media::protect)
+        .under(&V1, Method::POST, "/media/unprotect/{media_id}", media::unprotect)
+        .under(&V1, Method::POST, "/purge_media_cache", media::purge_cache)
         .under(&V1, Method::POST, "/join/{room_id_or_alias}", rooms::join)
         .under(&V1, Method::GET, "/event_reports", reports::list)
         .under(&V1, Method::GET, "/event_reports/{report_id}", reports::get)
@@ -57,5 +88,15 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V1, Method::GET, "/server_version", server::version)
         .under(&V1, Method::POST, "/send_server_notice", server::notice)
         .under(&V1, Method::PUT, "/send_server_notice/{txn_id}", server::notice)
+        .under(&V1, Method::GET, "/registration_tokens", tokens::list)
+        .under(&V1, Method::POST, "/registration_tokens/new", tokens::make)
+        .under(&V1, Method::GET, "/registration_tokens/{token}", tokens::get)
+        .under(&V1, Method::PUT, "/registration_tokens/{token}", tokens::change)
+        .under(&V1, Method::DELETE, "/registration_tokens/{token}", tokens::delete)
+        .under(&V1, Method::GET, "/federation/destinations", federation::list)
+        .under(&V1, Method::GET, "/federation/destinations/{destination}", federation::get)
+        .under(&V1, Method::GET, "/federation/destinations/{destination}/rooms", federation::rooms)
+        .under(&V1, Method::POST, "/federation/destinations/{destination}/reset_connection", federation::reset)
+        .under(&V1, Method::GET, "/background_updates/enabled", server::is_enabled)
         .under(&V1, Method::GET, "/background_updates/status", server::background_updates);
 }

@@ -40,6 +40,13 @@ pub async fn notice(client: Arc<Client>, mut request: Request) -> Result<Respons
     Ok(Response::json(&json!({ "event_id": event_id })))
 }
 
+/// GET /_synapse/admin/v1/background_updates/enabled. What works in the background here cannot be switched off (no POST), nor are there
+/// jobs to be started (no `start_job`).
+pub async fn is_enabled(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    Ok(Response::json(&json!({ "enabled": true })))
+}
+
 /// GET /_synapse/admin/v1/background_updates/status: there are none that could be switched off.
 pub async fn background_updates(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     administrator(&client, &request).await?;

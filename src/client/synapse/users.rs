@@ -6,7 +6,9 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Page, administrator, administrator_with_memory, answer, done, flag, local_user, rows, user};
+use super::{
+    Page, administrator, administrator_with_memory, administrator_with_stream, answer, done, flag, local_user, user,
+};
 use crate::base::unbroken;
 use crate::client::{Client, Error};
 use crate::flow::{self, Propagate};
@@ -38,13 +40,13 @@ async fn listed(client: Arc<Client>, request: Request, deactivated: Option<bool>
     };
     let order = order(request.query("order_by").as_deref())?;
     let (found, total) = client.users.find(wanted, order, page.backwards, page.from, page.most).await?;
-    let users = rows(found, shown);
-    let next = page.from + users.len();
-    let mut value = json!({ "users": users, "total": total });
+    let (users, count) = super::list("users", found, shown);
+    let next = page.from + count;
+    let mut value = json!({ "total": total });
     if next < total && page.most > 0 {
         value["next_token"] = next.to_string().into();
     }
-    answer(&value, grant)
+    answer(users, value, grant)
 }
 
 fn order(name: Option<&str>) -> Result<Order, ErrorResponse> {
@@ -149,7 +151,7 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
                 let admin = change.admin.unwrap_or(false);
                 client
                     .users
-                    .create(New { localpart, password: change.password, admin, agreed: 0, bot: is_bot })
+                    .create(New { localpart, password: change.password, admin, agreed: 0, bot: is_bot, token: None })
                     .await?;
                 tracing::info!("{} made the account {user_id}", by.user_id);
             }
@@ -363,20 +365,20 @@ pub async fn delete_devices(client: Arc<Client>, mut request: Request) -> Result
 
 /// GET /_synapse/admin/v1/users/{user_id}/pushers
 pub async fn pushers(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let (_, grant) = administrator_with_stream(&client, &request).await?;
     let num = client.users.local_num(&local_user(&client, &request)?).await?;
     Ok(Response::stream(grant, client.users.pushers(num).await?))
 }
 
 /// GET /_synapse/admin/v1/users/{user_id}/joined_rooms: of a user of another server, the rooms that this server is in too.
 pub async fn joined_rooms(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let (_, grant) = administrator_with_stream(&client, &request).await?;
     Ok(Response::stream(grant, client.rooms.list_rooms_of(&user(&request)?, false).await?))
 }
 
 /// GET /_synapse/admin/v1/users/{user_id}/memberships
 pub async fn memberships(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let (_, grant) = administrator_with_stream(&client, &request).await?;
     Ok(Response::stream(grant, client.rooms.list_rooms_of(&user(&request)?, true).await?))
 }
 
@@ -416,7 +418,7 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
 
 /// GET /_synapse/admin/v1/users/{user_id}/accountdata
 pub async fn account_data(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let (_, grant) = administrator_with_stream(&client, &request).await?;
     let num = client.users.local_num(&local_user(&client, &request)?).await?;
     Ok(Response::stream(grant, client.users.all_account_data(num).await?))
 }
@@ -428,17 +430,17 @@ pub async fn media_statistics(client: Arc<Client>, request: Request) -> Result<R
     let wanted = Wanted { name: request.query("search_term"), ..Wanted::default() };
     let (found, total) = client.users.find(wanted, Order::Name, page.backwards, page.from, page.most).await?;
     let bytes = client.users.uploaded_by(found.iter().map(|listed| listed.account.user_id.clone()).collect()).await?;
-    let users = rows(found.into_iter().zip(bytes).collect(), |(listed, bytes)| {
+    let (users, count) = super::list("users", found.into_iter().zip(bytes).collect(), |(listed, bytes)| {
         let mut row = Map::new();
         row.insert("user_id".to_owned(), listed.account.user_id.as_str().into());
         row.insert("displayname".to_owned(), listed.display_name.clone().into());
         row.insert("media_length".to_owned(), (*bytes).into());
         row.into()
     });
-    let next = page.from + users.len();
-    let mut value = json!({ "users": users, "total": total });
+    let next = page.from + count;
+    let mut value = json!({ "total": total });
     if next < total && page.most > 0 {
         value["next_token"] = next.into();
     }
-    answer(&value, grant)
+    answer(users, value, grant)
 }

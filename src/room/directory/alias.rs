@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::base;
 use crate::remote::service::Asked;
 use crate::room::Rooms;
+use crate::room::blocked;
 use crate::room::error::{Error, Result};
 use crate::room::policies::Act;
 use crate::room::send;
@@ -36,6 +37,7 @@ impl Rooms {
         let (user_id, alias, room_id) = (user.to_owned(), alias.to_owned(), room_id.to_owned());
         self.write(move |w| {
             let room = known_to_member(w, &room_id)?;
+            blocked::check(w, room_id.as_str())?;
             let Some(user) = user::num(w, user_id.as_str())? else { return Err(crate::room::state::not_in_room()) };
             if !member::is_joined(w, room.num, user)? {
                 return Err(crate::room::state::not_in_room());

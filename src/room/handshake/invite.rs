@@ -11,6 +11,7 @@ use crate::matrix::scan::{self, Signer};
 use crate::matrix::{Event, Reject, json as text, sign, version};
 use crate::remote::{Deed, Failed, encode};
 use crate::room::Rooms;
+use crate::room::blocked;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::out_of_band;
 use crate::room::invite_rules::{self, Verdict};
@@ -61,6 +62,7 @@ impl Rooms {
             let barred = rooms.0.parts.remote.barred();
             Error::barred(barred.user(read, &inviter, Deed::Invite)?)?;
             Error::barred(barred.room(read, of.as_str(), Deed::Invite)?)?;
+            blocked::check(read, of.as_str())?;
             let is_ours = is_ours_already(read, &asked, &of)?;
             let user = user::num(read, asked.as_str())?.ok_or(Error::NotFound)?;
             match invite_rules::verdict(read, user, inviter.as_str())? {
@@ -270,6 +272,7 @@ pub async fn build_for_others(rooms: &Rooms, room_id: &RoomId, new: New) -> Resu
     rooms
         .reading(move |rooms, read| {
             let room = known_to_member(read, &room_id)?;
+            blocked::check_entry(read, room_id.as_str(), new.content["membership"].as_str())?;
             send::build(rooms, read, &room, new)
         })
         .await

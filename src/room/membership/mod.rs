@@ -14,6 +14,7 @@ use super::state::{known, known_to_member, not_in_room};
 use crate::base;
 use crate::remote::Deed;
 use crate::room::Joining;
+use crate::room::blocked;
 use crate::room::handshake::{self, invite};
 use crate::room::invite_rules::{self, Verdict};
 use crate::room::join;
@@ -37,6 +38,7 @@ const INSIDE: [Membership; 3] = [Membership::Join, Membership::Invite, Membershi
 impl Rooms {
     /// Joins a room; through another server when this server is not in it. Returns when the room can be used.
     pub async fn join(&self, user: &UserId, room_id: &RoomId, mut joining: Joining) -> Result<()> {
+        self.check_not_blocked(room_id).await?;
         if self.is_purging(room_id).await? {
             return Err(Error::Forbidden(
                 "That room is being removed from this server: try again in some minutes".to_owned(),
@@ -152,12 +154,18 @@ impl Rooms {
         reason: Option<String>,
     ) -> Result<()> {
         self.check_not_barred(room_id.as_str()).await?;
+        self.check_not_blocked(room_id).await?;
         if !is_resident(self, room_id).await? {
             self.check_policy(Act::JoinRemoteRooms, user).await?;
             return knock_from_outside(self, user, room_id, via, reason).await;
         }
         let content = content_of(Membership::Knock, reason);
         change_member(self, user, room_id, user, (Membership::Knock, None), content).await.map(drop)
+    }
+
+    async fn check_not_blocked(&self, room_id: &RoomId) -> Result<()> {
+        let room_id = room_id.to_owned();
+        self.reading(move |_, read| blocked::check(read, room_id.as_str())).await
     }
 
     /// Hides a room that was left from the user for good.

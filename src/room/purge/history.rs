@@ -14,8 +14,9 @@ use crate::room::Rooms;
 use crate::room::append::relations::relation_of;
 use crate::room::error::{Error, Result};
 use crate::room::state::{self, event::load_row};
-use crate::store::tables::room::event_row::Kind;
+use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::tables::room::{self, Status, event, relation, timeline};
+use crate::store::tables::user;
 use crate::store::{self, RoomNum, Write, WriteError};
 
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
@@ -38,6 +39,27 @@ pub struct Keeping {
     looked_day: AtomicU64,
 }
 
+/// Which messages of a room go.
+#[derive(Clone, Copy, Debug)]
+pub struct Reach {
+    /// Those sent before this time,
+    pub before_ms: u64,
+    /// and standing before this place.
+    pub before_order: i64,
+    /// Those of people here stay.
+    pub keeps_own: bool,
+}
+
+impl Reach {
+    fn before(before_ms: u64) -> Reach {
+        Reach { before_ms, before_order: i64::MAX, keeps_own: false }
+    }
+
+    fn holds(&self, row: &Row) -> bool {
+        row.origin_server_ts < self.before_ms && row.order.is_some_and(|order| order < self.before_order)
+    }
+}
+
 impl Rooms {
     /// How long messages stay. `serve` says so once.
     pub fn set_history_days(&self, history_days: Option<u32>, retention_days_min: Option<u32>) {
@@ -51,11 +73,11 @@ impl Rooms {
         if let Some(room_id) = room_id {
             let id = room_id.to_owned();
             let num = self.reading(move |_, read| room::num(read, id.as_str())?.ok_or(Error::NotFound)).await?;
-            return self.purge_room_history(num, before_ms).await;
+            return self.purge_room_history(num, Reach::before(before_ms)).await;
         }
         let (mut after, mut all) = (None, (0, 0));
         while let Some((num, _)) = self.resident_after(after).await? {
-            let (events, bytes) = self.purge_room_history(num, before_ms).await?;
+            let (events, bytes) = self.purge_room_history(num, Reach::before(before_ms)).await?;
             (all, after) = ((all.0 + events, all.1 + bytes), Some(num));
         }
         Ok(all)
@@ -74,7 +96,7 @@ impl Rooms {
             after = Some(num);
             let Some(lifetime_ms) = lifetime_ms(own_ms, days, min) else { continue };
             worker.works_on("removing old messages");
-            match self.purge_room_history(num, now_ms.saturating_sub(lifetime_ms)).await {
+            match self.purge_room_history(num, Reach::before(now_ms.saturating_sub(lifetime_ms))).await {
                 Ok((events, bytes)) => {
                     worker.done(events);
                     all = (all.0 + events, all.1 + bytes);
@@ -117,10 +139,11 @@ impl Rooms {
         .await
     }
 
-    async fn purge_room_history(&self, num: RoomNum, before_ms: u64) -> Result<(u64, u64)> {
+    /// Removes what a reach holds, a step at a time. Answers how many messages, and their bytes.
+    pub(in crate::room) async fn purge_room_history(&self, num: RoomNum, reach: Reach) -> Result<(u64, u64)> {
         let (mut from, mut events, mut bytes) = (i64::MIN, 0, 0);
         loop {
-            let job = move |w: &mut Write<'_>| step(w, num, from, before_ms);
+            let job = move |w: &mut Write<'_>| step(w, num, from, reach);
             let (done, _) = self.0.parts.store.write_freeing(job).await.map_err(WriteError::into_inner)?;
             (events, bytes) = (events + done.events, bytes + done.bytes);
             match done.next {
@@ -149,7 +172,7 @@ struct Step {
 }
 
 /// Looks at some events of a room's timeline, and removes the old messages among them.
-fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Result<Step> {
+fn step(w: &mut Write<'_>, num: RoomNum, from: i64, reach: Reach) -> store::Result<Step> {
     let mut done = Step { events: 0, bytes: 0, next: None };
     let Some(mut row) = room::get(w, num)? else { return Ok(done) };
     let Ok(known) = state::known_num(w, num) else { return Ok(done) };
@@ -166,12 +189,13 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Re
         }
         reached = Some(*order);
         let Some(old) = event::row(w, *at)? else { continue };
-        if old.origin_server_ts >= before_ms {
+        if !reach.holds(&old) {
             continue;
         }
         is_any_old = true;
         let stays = old.is_state() || old.kind == Kind::REDACTION || row.extremities.contains(at);
-        if stays || is_needed(w, num, *at, before_ms)? {
+        let is_kept = reach.keeps_own && user::is_local(w, old.sender)?;
+        if stays || is_kept || is_needed(w, num, *at, reach)? {
             continue;
         }
         let event = load_row(w, known.version, &old)?;
@@ -193,11 +217,11 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, before_ms: u64) -> store::Re
 }
 
 /// Whether something newer relates to an event, such as the latest answer in a thread.
-fn is_needed(w: &Write<'_>, room: RoomNum, at: store::EventNum, before_ms: u64) -> store::Result<bool> {
+fn is_needed(w: &Write<'_>, room: RoomNum, at: store::EventNum, reach: Reach) -> store::Result<bool> {
     let (mut is_needed, mut looked) = (false, 0);
     relation::list(w, room, at, None, &mut |_, _, related| {
         looked += 1;
-        let is_newer = event::row(w, related)?.is_some_and(|row| row.origin_server_ts >= before_ms);
+        let is_newer = event::row(w, related)?.is_some_and(|row| !reach.holds(&row));
         is_needed = is_newer || looked > RELATIONS_MAX;
         Ok(if is_needed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;

@@ -8,7 +8,7 @@ mod history;
 
 use std::time::Duration;
 
-use ruma::{OwnedUserId, RoomId};
+use ruma::RoomId;
 use serde::Serialize;
 
 use super::Rooms;
@@ -19,7 +19,7 @@ use crate::store::tables::room::{self, Status, event_row::Membership, join, memb
 use crate::store::tables::user;
 use crate::store::{EventNum, RoomNum, WriteError};
 
-pub use history::Keeping;
+pub use history::{Keeping, Reach};
 
 /// Rows of one write.
 const ROWS_MAX: usize = 1000;
@@ -36,11 +36,6 @@ const LOOK: Duration = Duration::from_secs(60 * 60);
 const ROOMS_MAX: usize = 1000;
 /// Rooms that are gone through at once: so many with a fault would hold up the others.
 const BEGUN_MAX: usize = 100;
-/// Leaves of people here are sent to other servers before their events go, for at most so long.
-const TOLD_WITHIN: Duration = Duration::from_secs(10 * 60);
-/// How often it is looked whether they were sent: each look goes through all that waits for other servers.
-const TOLD_LOOK_MIN: Duration = Duration::from_millis(500);
-const TOLD_LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// A room on its way out.
 #[derive(Debug, Clone, Serialize)]
@@ -85,36 +80,27 @@ impl Rooms {
         self.0.keeping.left.store(purges, std::sync::atomic::Ordering::Relaxed);
     }
 
-    /// Begins to remove a room. With `force` the people here leave it first; otherwise `Forbidden` while somebody is in it, or
-    /// invited. `NotFound` for a room that is not known here.
-    pub async fn purge(&self, room_id: &RoomId, force: bool) -> Result<()> {
+    /// Begins to remove a room. `Forbidden` while somebody here is in it, or invited: [`Rooms::close`] has them leave first.
+    /// `NotFound` for a room that is not known here.
+    pub async fn purge(&self, room_id: &RoomId) -> Result<()> {
         let id = room_id.to_owned();
-        let locals = self.reading(move |_, read| {
-            let num = room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
-            let mut locals = Vec::new();
-            member::list_local(read, num, &mut |user, membership| {
-                if matches!(membership, Membership::Join | Membership::Invite | Membership::Knock) {
-                    locals.push(user);
-                }
-                Ok(std::ops::ControlFlow::Continue(()))
-            })?;
-            let ids = locals.into_iter().map(|user| user::id_of(read, user));
-            Ok(ids.collect::<Result<Vec<String>, _>>()?)
-        });
-        let locals = locals.await?;
-        if !locals.is_empty() && !force {
-            let who = locals[0].clone();
+        let (count, first) = self
+            .reading(move |_, read| {
+                let num = room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
+                let (mut count, mut first) = (0, None);
+                member::list_local(read, num, &mut |user, membership| {
+                    if matches!(membership, Membership::Join | Membership::Invite | Membership::Knock) {
+                        (count, first) = (count + 1, first.or(Some(user)));
+                    }
+                    Ok(std::ops::ControlFlow::Continue(()))
+                })?;
+                Ok((count, first.map(|user| user::id_of(read, user)).transpose()?))
+            })
+            .await?;
+        if let Some(who) = first {
             return Err(Error::Forbidden(format!(
-                "{} of this server are in that room, or invited to it, such as {who}: with force they leave it first",
-                locals.len()
+                "{count} of this server are in that room, or invited to it, such as {who}: with force they leave it first"
             )));
-        }
-        for local in &locals {
-            let Ok(user_id) = OwnedUserId::try_from(local.as_str()) else { continue };
-            self.leave(&user_id, room_id, None).await?;
-        }
-        if !locals.is_empty() {
-            self.wait_until_told(room_id).await?;
         }
         let (id, now_ms) = (room_id.to_owned(), self.0.parts.clock.now_ms());
         super::state::forget_num(self, room_id);
@@ -162,7 +148,7 @@ impl Rooms {
             after = Some(last);
             for room_id in page {
                 let Ok(room_id) = RoomId::parse(&room_id) else { continue };
-                match self.purge(&room_id, false).await {
+                match self.purge(&room_id).await {
                     Ok(()) => begun += 1,
                     // Somebody joined it meanwhile.
                     Err(Error::Forbidden(_) | Error::NotFound) => {}
@@ -275,24 +261,6 @@ impl Rooms {
         job: impl FnOnce(&mut crate::store::Write<'_>) -> Result<T, crate::store::Error> + Send + 'static,
     ) -> Result<T> {
         Ok(self.0.parts.store.write_freeing(job).await.map_err(WriteError::into_inner)?.0)
-    }
-
-    /// Waits until other servers know that people here left.
-    async fn wait_until_told(&self, room_id: &RoomId) -> Result<()> {
-        let clock = &self.0.parts.clock;
-        let (begun, mut pause) = (clock.instant(), TOLD_LOOK_MIN);
-        loop {
-            let id = room_id.to_owned();
-            let is_told = self.reading(move |_, read| {
-                let Some(num) = room::num(read, id.as_str())? else { return Ok(true) };
-                Ok(!crate::store::tables::server::outbox::has_room(read, num)?)
-            });
-            if is_told.await? || clock.instant().saturating_sub(begun) >= TOLD_WITHIN {
-                return Ok(());
-            }
-            clock.sleep(pause).await;
-            pause = (2 * pause).min(TOLD_LOOK_MAX);
-        }
     }
 }
 

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::room::Sending;
-use crate::room::testing::{House, house, sending};
+use crate::room::testing::{house, sending};
 use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, NETWORK_ROOM, PURGE, REDACTED_AGE, TABLES};
 use crate::store::{Get, Store, Table};
 
@@ -14,20 +14,6 @@ fn count(store: &Store, table: &Table) -> u64 {
     });
     counted.unwrap();
     rows
-}
-
-/// Does something while the clock goes on.
-async fn ticking<T>(house: &House, work: impl Future<Output = T>) -> T {
-    let ticks = async {
-        loop {
-            tokio::task::yield_now().await;
-            house.clock.advance(Duration::from_millis(50));
-        }
-    };
-    tokio::select! {
-        done = work => done,
-        () = ticks => unreachable!("it ticks for ever"),
-    }
 }
 
 /// A room that everybody has left goes with all its rows, and the room beside it stays as it is.
@@ -53,7 +39,7 @@ async fn a_room_that_nobody_is_in_goes_and_others_stay() {
         house.rooms.set_public_in("bridge|irc", room, true).await.unwrap();
     }
     let worker = Worker::new("purge", &house.clock);
-    assert!(matches!(house.rooms.purge(&gone, false).await, Err(Error::Forbidden(_))));
+    assert!(matches!(house.rooms.purge(&gone).await, Err(Error::Forbidden(_))));
     for who in [&anna, &ben] {
         house.rooms.leave(who, &gone, None).await.unwrap();
     }
@@ -63,7 +49,7 @@ async fn a_room_that_nobody_is_in_goes_and_others_stay() {
     house.rooms.forget(&ben, &gone).await.unwrap();
     assert_eq!(house.rooms.purge_left(true).await.unwrap(), 1);
     assert!(house.rooms.is_purging(&gone).await.unwrap());
-    ticking(&house, house.rooms.purge_begun(&worker)).await.unwrap();
+    house.ticking(house.rooms.purge_begun(&worker)).await.unwrap();
     assert!(!house.rooms.is_known(&gone).await.unwrap() && house.rooms.is_known(&stays).await.unwrap());
     let after: Vec<u64> = TABLES.iter().map(|table| count(&house.store, table)).collect();
     let of = |table: &Table| {
@@ -79,20 +65,4 @@ async fn a_room_that_nobody_is_in_goes_and_others_stay() {
     house.send(&anna, &stays, "m.room.message", None, json!({ "msgtype": "m.text", "body": "on" })).await.unwrap();
     // Nothing of it is in a table that names rooms first.
     assert_eq!(house.rooms.purging().await.unwrap().len(), 0);
-}
-
-/// People here leave it first, and whoever was in it may come again afterwards.
-#[tokio::test]
-async fn by_force_people_leave_first() {
-    let house = house();
-    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
-    let room = house.public_room(&anna).await;
-    house.join(&ben, &room).await.unwrap();
-    ticking(&house, house.rooms.purge(&room, true)).await.unwrap();
-    let joining = house.join(&ben, &room).await;
-    assert!(joining.is_err(), "it is being removed");
-    let worker = Worker::new("purge", &house.clock);
-    ticking(&house, house.rooms.purge_begun(&worker)).await.unwrap();
-    assert!(!house.rooms.is_known(&room).await.unwrap());
-    assert!(house.rooms.joined_rooms(&ben).await.unwrap().is_empty());
 }

@@ -81,6 +81,13 @@ pub struct Events {
     pub not_rel_types: Vec<String>,
 }
 
+impl Events {
+    /// Events of one type.
+    pub fn of_type(kind: String) -> Events {
+        Events { types: Some(vec![kind]), ..Events::default() }
+    }
+}
+
 impl Filter {
     /// Reads a filter; `None` when it is none, or one that takes too much memory.
     pub fn parse(json: &[u8]) -> Option<Filter> {

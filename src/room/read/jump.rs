@@ -160,8 +160,12 @@ mod tests {
             house.clock.advance(Duration::from_secs(60));
             said.push((house.say(&anna, &room, &nth.to_string()).await, house.clock.now_ms()));
         }
-        let reader =
-            |user: &ruma::UserId| Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".into() };
+        let reader = |user: &ruma::UserId| Reader {
+            user: house.user_num(user),
+            user_id: user.to_owned(),
+            device: "D".into(),
+            sees_all: false,
+        };
         let near = async |who: &ruma::UserId, ts: u64, direction| {
             house.rooms.event_near(&reader(who), &room, ts, direction, || false).await
         };

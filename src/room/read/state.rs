@@ -49,6 +49,18 @@ impl Rooms {
         }))
     }
 
+    /// The same within an object, of one type alone if one is named.
+    pub async fn state_of(&self, reader: &Reader, room_id: &RoomId, kind: Option<String>) -> Result<impl Chunks> {
+        let mut visit = visit(self, reader, room_id).await?;
+        Ok(base::written(move |pen| async move {
+            let (root, filter) = (visit.root()?, kind.map(Events::of_type));
+            pen.text("{\"state\":[");
+            visit.write_state(&pen, &StateList { root, filter: filter.as_ref(), ..StateList::default() }).await?;
+            pen.text("]}");
+            Ok(())
+        }))
+    }
+
     /// One state event's content, or all of it.
     pub async fn state_event(
         &self,

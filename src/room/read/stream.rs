@@ -238,7 +238,8 @@ mod tests {
         let (anna, loud) = (house.user("anna").await, house.user("loud").await);
         let (room, other) = (house.public_room(&anna).await, house.public_room(&anna).await);
         house.join(&loud, &room).await.unwrap();
-        let reader = Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(&anna), user_id: anna.clone(), device: "D".to_owned(), sees_all: false };
         let from = house.rooms.events_after(&reader, None, None).await.unwrap().end;
         let (user, ignored) = (house.user_num(&anna), json!({ "ignored_users": { &loud: {} } }).to_string());
         let ignoring = house.store.write(move |w| {

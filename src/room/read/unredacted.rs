@@ -75,7 +75,8 @@ mod tests {
         id: &EventId,
         is_admin: bool,
     ) -> Result<Option<Value>> {
-        let reader = Reader { user: house.user_num(who), user_id: who.to_owned(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(who), user_id: who.to_owned(), device: "D".to_owned(), sees_all: false };
         let found = house.rooms.unredacted(&reader, room, id, is_admin).await?;
         Ok(found.map(|json| serde_json::from_slice(&json).unwrap()))
     }

@@ -15,6 +15,8 @@ use crate::store::{EventNum, Get, Position, Result, RoomNum, StateKeyNum, UserNu
 pub struct Viewer {
     pub user: UserNum,
     pub mine: Option<Mine>,
+    /// Everything that was not refused, as an administrator does who looks into a matter.
+    pub sees_all: bool,
     /// The room's present history visibility.
     pub present: History,
     /// The key of the user's own member event.
@@ -30,6 +32,7 @@ impl Viewer {
         let mut viewer = Viewer {
             user,
             mine: user_room::mine(get, user, room)?,
+            sees_all: false,
             present: History::Shared,
             member_key: state_tree::key(get, "m.room.member", user_id)?,
             history_key,
@@ -55,7 +58,7 @@ impl Viewer {
 
     /// The place of the last event the user may see, after leaving a room that is not world-readable.
     pub fn sees_upto(&self) -> Option<i64> {
-        self.left_at().filter(|_| self.present != History::WorldReadable).map(|at| at.0 as i64)
+        self.left_at().filter(|_| !self.sees_all && self.present != History::WorldReadable).map(|at| at.0 as i64)
     }
 
     /// Whether the user may see anything of the room.
@@ -69,7 +72,7 @@ impl Viewer {
         if row.flags.rejected || row.flags.soft_failed {
             return Ok(false);
         }
-        if row.member.is_some_and(|(_, target)| target == self.user) {
+        if self.sees_all || row.member.is_some_and(|(_, target)| target == self.user) {
             // The user's own membership changes are always visible; otherwise a withdrawn invite would stay unseen.
             return Ok(true);
         }

@@ -9,6 +9,7 @@ use super::New;
 use crate::matrix::acl::Acl;
 use crate::matrix::{auth, json};
 use crate::room::Rooms;
+use crate::room::blocked;
 use crate::room::error::{Error, Result};
 use crate::room::policies::Act;
 use crate::room::state::RoomRef;
@@ -24,6 +25,9 @@ const ANNOTATIONS_LOOKED_AT: usize = 1_000;
 /// The checks a server makes on its own users' events beyond the authorisation rules.
 pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New) -> Result<()> {
     check_relation(read, room, new)?;
+    if new.kind == "m.room.member" {
+        blocked::check_entry(read, &room.row.id, new.content["membership"].as_str())?;
+    }
     match new.kind.as_str() {
         "m.room.encryption" => rooms.check_policy_in(read, Act::EncryptRooms, &new.sender),
         "m.room.create" => Err(Error::bad("M_BAD_JSON", "the room has a create event already")),

@@ -13,6 +13,7 @@ use super::state::JoinAnswer;
 use crate::matrix::{Event, Reject, RoomVersion, sign};
 use crate::remote::Deed;
 use crate::room::Rooms;
+use crate::room::blocked;
 use crate::room::error::{Error, Result};
 use crate::room::handshake::Verb;
 use crate::room::receive;
@@ -52,6 +53,7 @@ impl Rooms {
             }
             let room = server_access::for_server(read, &origin, &room_id)?;
             check_named(rooms, read, &user, &room_id, verb)?;
+            blocked::check_entry(read, room_id.as_str(), Some(verb.as_str()))?;
             let mut content = Map::new();
             content.insert("membership".into(), verb.as_str().into());
             if verb == Verb::Join
@@ -118,6 +120,7 @@ async fn read_member_event(rooms: &Rooms, submitted: Submitted, verb: Verb) -> R
     rooms
         .reading(move |rooms, read| {
             let room = server_access::for_server(read, &origin, &room_id)?;
+            blocked::check_entry(read, room_id.as_str(), Some(verb.as_str()))?;
             let event = Event::from_wire(room.version, raw.get().as_bytes())?;
             check_is_asked_for(&event, &origin, &room_id, &id, verb)?;
             check_named(rooms, read, event.sender(), &room_id, verb)?;

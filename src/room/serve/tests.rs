@@ -41,7 +41,8 @@ async fn who_came_later_is_given_the_events_of_an_erased_user_redacted() {
         house.store.write(move |w| member::count_server(w, num, server, 1, since)).await.unwrap();
     }
     let seen = async |user: &UserId| {
-        let reader = Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned(), sees_all: false };
         let event: Value = serde_json::from_slice(&house.rooms.event(&reader, &room, &said).await.unwrap()).unwrap();
         event["content"]["body"] == "mine"
     };

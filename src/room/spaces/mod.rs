@@ -51,6 +51,8 @@ pub struct HierarchyQuery {
     pub suggested_only: bool,
     pub limit: Option<usize>,
     pub from: Option<String>,
+    /// An administrator looks: every room that this server is in is shown, and no other server asked.
+    pub sees_all: bool,
 }
 
 /// What a room is, and what the asking user is in it.
@@ -80,6 +82,7 @@ impl Rooms {
             room_id: room_id.to_owned(),
             max_depth: query.max_depth,
             suggested_only: query.suggested_only,
+            sees_all: query.sees_all,
             us: self.server().to_owned(),
             via: self.to_ask(Some(user), room_id, Vec::new()).await?,
         };
@@ -118,6 +121,9 @@ impl Rooms {
             questions.insert(name);
             elsewhere::ask(self, name, &about, &via).await?;
         };
+        if walk.is_refused && query.sees_all {
+            return Err(Error::NotFound);
+        }
         if walk.is_refused {
             return Err(Error::forbidden("the user may not see this room: it does not exist, or is not open to them"));
         }
@@ -279,7 +285,8 @@ impl Rooms {
 fn question(get: &impl Get, asked: &Asked) -> String {
     let depth = asked.max_depth.map_or_else(String::new, |depth| depth.to_string());
     let suggested: &[u8] = if asked.suggested_only { b"1" } else { b"0" };
-    let hash = get.hash128(&[asked.user.as_bytes(), asked.room_id.as_bytes(), depth.as_bytes(), suggested]);
+    let all: &[u8] = if asked.sees_all { b"all" } else { b"" };
+    let hash = get.hash128(&[asked.user.as_bytes(), asked.room_id.as_bytes(), depth.as_bytes(), suggested, all]);
     hash[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

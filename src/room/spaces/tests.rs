@@ -116,6 +116,7 @@ async fn a_thousand_rooms_come_page_by_page() {
         room_id: top.clone(),
         max_depth: None,
         suggested_only: false,
+        sees_all: false,
         us: house.server.clone(),
         via: Vec::new(),
     };
@@ -212,7 +213,8 @@ async fn a_server_is_asked_again_once_it_is_in_the_space() {
     let walk = |now_ms| {
         let us = house.server.clone();
         let (user, room_id) = (anna.clone(), space.clone());
-        let asked = Asked { user, room_id, max_depth: None, suggested_only: false, us, via: Vec::new() };
+        let asked =
+            Asked { user, room_id, max_depth: None, suggested_only: false, sees_all: false, us, via: Vec::new() };
         match Walk::new(asked, 0, 10, HashSet::new()).go_on(&house.read(), now_ms).unwrap() {
             Step::Ask(name, ..) => Some(name),
             Step::Done => None,

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::schema::{MEDIA, MEDIA_FILE, MEDIA_GONE, MEDIA_IDLE, MEDIA_PROMISED, MEDIA_USED};
+use crate::store::schema::{MEDIA, MEDIA_FILE, MEDIA_GONE, MEDIA_IDLE, MEDIA_MARK, MEDIA_PROMISED, MEDIA_USED};
 use crate::store::tables::{self, thumbnail};
 use crate::store::{Error, Get, Result, UserNum, Write};
 
@@ -39,6 +39,18 @@ pub struct Media {
 pub struct Remote {
     pub server: String,
     pub media_id: String,
+}
+
+/// What an administrator said of a file. Its bytes are meant, under whichever media id and however often they come again; and a file
+/// of another server is meant by its name too, whether it is kept here or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Who had it withheld from everybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined_by: Option<String>,
+    /// It is not withheld along with others.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_safe: bool,
 }
 
 /// Bytes of all files.
@@ -171,6 +183,31 @@ pub fn ids_after(get: &impl Get, after: Option<&Remote>, most: usize) -> Result<
         Ok(if found.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
     Ok(found)
+}
+
+/// What was said of a file by its bytes.
+pub fn mark(get: &impl Get, file: &str) -> Result<Mark> {
+    Ok(tables::get_json(get, &MEDIA_MARK, file.as_bytes())?.unwrap_or_default())
+}
+
+/// What was said of a file by its name.
+pub fn mark_of_name(get: &impl Get, server: &str, media_id: &str) -> Result<Mark> {
+    Ok(tables::get_json(get, &MEDIA_MARK, &row(server, media_id))?.unwrap_or_default())
+}
+
+pub fn set_mark(w: &mut Write<'_>, file: &str, mark: &Mark) -> Result<()> {
+    put_mark(w, file.as_bytes(), mark)
+}
+
+pub fn set_mark_of_name(w: &mut Write<'_>, server: &str, media_id: &str, mark: &Mark) -> Result<()> {
+    put_mark(w, &row(server, media_id), mark)
+}
+
+fn put_mark(w: &mut Write<'_>, key: &[u8], mark: &Mark) -> Result<()> {
+    match *mark == Mark::default() {
+        true => w.remove(&MEDIA_MARK, key).map(drop),
+        false => tables::put_json(w, &MEDIA_MARK, key, mark),
+    }
 }
 
 /// Notes that the file is about to get its place, unless something refers to it already.

@@ -16,7 +16,7 @@ use crate::user::{Error, Users};
 const ORDER_CHARS: usize = 48;
 /// What the texts of one page of accounts take, in bytes: behind the account that reaches it the page ends. One has an id of
 /// 255 bytes, and a name and a picture's address of 1,024 each.
-const FOUND_BYTES_MAX: usize = 48 * 1024;
+const FOUND_BYTES_MAX: usize = 32 * 1024;
 
 /// Which accounts are listed. `None` in a filter lets all pass.
 #[derive(Debug, Clone, Default)]
@@ -69,7 +69,7 @@ type Key = (u64, String, OwnedUserId, UserNum);
 
 impl Users {
     /// The accounts of the ranks `from..from + most`, and how many there are in all: fewer when their texts are long. Each
-    /// further 512 ranks cost another walk over all accounts. `most` is at most 512.
+    /// further 256 ranks cost another walk over all accounts. `most` is at most 256.
     pub async fn find(
         &self,
         wanted: Wanted,
@@ -112,6 +112,22 @@ impl Users {
         self.read(move |get| {
             let num = local(get, &user_id)?;
             listed(get, num, user_id)
+        })
+        .await
+    }
+}
+
+impl Users {
+    /// Of some `mxc://` addresses those that are the picture of no account here. A look at each account.
+    pub async fn not_pictures(&self, mut uris: Vec<String>) -> Result<Vec<String>, Error> {
+        self.read(move |get| {
+            user::accounts_after(get, None, &mut |num, _| {
+                if let Some(picture) = text(get, num, "avatar_url")? {
+                    uris.retain(|uri| *uri != picture);
+                }
+                Ok(if uris.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            Ok(uris)
         })
         .await
     }

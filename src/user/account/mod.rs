@@ -28,6 +28,7 @@ pub mod password_link;
 pub mod people;
 pub mod profile;
 pub mod refresh;
+pub mod registration_token;
 pub mod service;
 pub mod session;
 pub mod terms;
@@ -50,6 +51,8 @@ pub struct New {
     pub agreed: u64,
     /// A program's account, for which no rate holds.
     pub bot: bool,
+    /// The registration token that an administrator made, which is counted along with the account.
+    pub token: Option<String>,
 }
 
 /// An account as other users may see it.
@@ -104,9 +107,12 @@ impl Users {
         if new.bot {
             (row.bot, row.pace) = (true, Some(Pace::UNLIMITED));
         }
-        let welcomes = self.welcomes();
+        let (welcomes, token, now_ms) = (self.welcomes(), new.token, self.now_ms());
         let made = self.write(move |w| {
             check_free(w, &user_id)?;
+            if let Some(token) = &token {
+                registration_token::spend(w, token, now_ms)?;
+            }
             let num = user::intern(w, user_id.as_str())?;
             user::set_account(w, num, &row)?;
             // A bot is invited to where it works.
@@ -134,6 +140,11 @@ impl Users {
     pub async fn local_num(&self, user_id: &UserId) -> Result<UserNum, Error> {
         let user_id = user_id.to_owned();
         self.read(move |get| local(get, &user_id)).await
+    }
+
+    /// The id of a user's number.
+    pub async fn id_of(&self, num: UserNum) -> Result<OwnedUserId, Error> {
+        self.read(move |get| user::id_of(get, num)?.try_into().map_err(|_| Error::NotFound("account"))).await
     }
 
     /// The bytes of files that each of some accounts has uploaded.

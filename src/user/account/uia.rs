@@ -35,7 +35,7 @@ pub enum Stage {
 }
 
 impl Stage {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Stage::Dummy => "m.login.dummy",
             Stage::Password => "m.login.password",
@@ -99,6 +99,8 @@ pub(in crate::user) struct Session {
     target: Target,
     stages: &'static [Stage],
     made: Option<Made>,
+    /// The registration token that was proved.
+    token: Option<String>,
     user: Option<OwnedUserId>,
     completed: Vec<Stage>,
     expires_ms: u64,
@@ -184,7 +186,8 @@ impl Users {
         let owner =
             user.as_ref().map_or(Owner::Stranger(network(from).to_string()), |user| Owner::Known(user.to_string()));
         let (operation, target, stages) = (demand.operation, demand.target, demand.stages);
-        let new = Session { operation, target, stages, made: None, user, completed: Vec::new(), expires_ms };
+        let new =
+            Session { operation, target, stages, made: None, token: None, user, completed: Vec::new(), expires_ms };
         let mut sessions = self.0.sessions.lock();
         sessions.retain(|_, session| session.expires_ms > now_ms);
         sessions.put(owner, session.clone(), new);
@@ -209,6 +212,16 @@ impl Users {
             }
         };
         self.with_stage(session, stage, prove).is_some()
+    }
+
+    /// Notes with which registration token somebody registers.
+    pub fn note_token(&self, session: &str, token: &str) {
+        self.with_stage(session, Stage::RegistrationToken, |kept| kept.token = Some(token.to_owned()));
+    }
+
+    /// The registration token that was noted with a session.
+    pub fn token_of(&self, session: &str) -> Option<String> {
+        self.with_stage(session, Stage::RegistrationToken, |kept| kept.token.clone())?
     }
 
     fn with_stage<T>(&self, session: &str, stage: Stage, look: impl FnOnce(&mut Session) -> T) -> Option<T> {

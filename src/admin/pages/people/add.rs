@@ -41,7 +41,9 @@ pub async fn make(visit: Visit, form: Form) -> Result<Response, Error> {
     let users = &visit.admin.users;
     let made = async {
         let localpart = localpart(&visit.admin, &name)?;
-        Ok::<_, Error>(users.create(New { localpart, password: None, admin: is_admin, agreed: 0, bot: false }).await)
+        Ok::<_, Error>(
+            users.create(New { localpart, password: None, admin: is_admin, agreed: 0, bot: false, token: None }).await,
+        )
     };
     let wrong = match made.await {
         Ok(Ok(user_id)) => {

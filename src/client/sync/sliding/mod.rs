@@ -159,7 +159,12 @@ async fn query(
 }
 
 fn reader(requester: &Requester) -> Reader {
-    Reader { user: requester.user_num, user_id: requester.user_id.clone(), device: requester.device_id.clone() }
+    Reader {
+        user: requester.user_num,
+        user_id: requester.user_id.clone(),
+        device: requester.device_id.clone(),
+        sees_all: false,
+    }
 }
 
 /// 400 `M_BAD_JSON`: a member of the body has another shape.

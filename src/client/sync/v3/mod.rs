@@ -165,6 +165,7 @@ async fn look(client: &Arc<Client>, query: &Query, is_last: bool, grant: Option<
         user: query.requester.user_num,
         user_id: query.requester.user_id.clone(),
         device: query.requester.device_id.clone(),
+        sees_all: false,
     };
     let (since, looked_upto) = (query.since, query.looked_upto);
     let (full_state, state_after, filter) = (query.full_state, query.state_after, query.filter.clone());

@@ -21,7 +21,8 @@ pub(crate) async fn synced(
     since: Option<SyncToken>,
     filter: Value,
 ) -> (SyncToken, Value) {
-    let reader = Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned(), sees_all: false };
     let filter = Arc::new(Filter::parse(filter.to_string().as_bytes()).unwrap());
     let view = house.rooms.sync_view(reader).unwrap();
     let now = view.now;
@@ -165,7 +166,8 @@ async fn who_is_ignored_is_not_heard_but_for_the_rooms_state() {
     assert_eq!(keys(&share["timeline"]), [format!("m.room.member {bob}")]);
     assert_eq!(share["unread_notifications"]["notification_count"], 0);
     assert_eq!(rooms["invite"], json!({}));
-    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
     let event: Value = serde_json::from_slice(&house.rooms.event(&reader, &room, &root).await.unwrap()).unwrap();
     assert_eq!(event["unsigned"].get("m.relations"), None);
 
@@ -234,7 +236,8 @@ async fn threads_are_counted_and_read_by_themselves() {
     // A reference to a reply is part of the thread.
     let reference = relate(&bob, "m.reference", &reply, "about it").await;
 
-    let reader = |user| Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
+    let reader =
+        |user| Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned(), sees_all: false };
     let counts = async |split: bool| {
         let filter = json!({ "room": { "timeline": { "unread_thread_notifications": split } } });
         let (_, rooms) = synced(&house, &alice, None, filter).await;
@@ -317,7 +320,8 @@ async fn beside_a_long_event_there_is_no_room_for_another() {
     let house = house();
     let alice = house.user("alice").await;
     let room = house.public_room(&alice).await;
-    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
     let root = house.say(&alice, &room, &"x".repeat(60_000)).await;
     let relate = async |rel: &str, bytes: usize| {
         let relates = json!({ "rel_type": rel, "event_id": root });
@@ -354,7 +358,8 @@ async fn nobody_who_left_reads_on_in_what_relates_to_older_events() {
     relate("m.thread", "secret reply").await;
     relate("m.replace", "secret edit").await;
     for (user, told) in [(&alice, true), (&bob, false)] {
-        let reader = Reader { user: house.user_num(user), user_id: user.clone(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(user), user_id: user.clone(), device: "D".to_owned(), sees_all: false };
         let event: Value = serde_json::from_slice(&house.rooms.event(&reader, &room, &root).await.unwrap()).unwrap();
         let relations = &event["unsigned"]["m.relations"];
         assert_eq!(relations["m.replace"].is_object(), told, "{relations}");
@@ -414,7 +419,8 @@ async fn a_share_comes_in_pieces_whatever_the_room() {
         let content = json!({ "note": format!("{number} {}", "long ".repeat(200)) });
         house.send(&alice, &room, "com.example.note", Some(&number.to_string()), content).await.unwrap();
     }
-    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
     let sections = RoomSections::new(house.rooms.sync_view(reader).unwrap(), None, false, Arc::default());
     let changed = sections.next(Section::Join, None, &[]).unwrap().unwrap();
     assert!(sections.next(Section::Join, Some(changed.room.num), &[]).unwrap().is_none());
@@ -563,7 +569,8 @@ async fn where_a_timeline_begins_with_the_room_there_is_its_creator() {
     let (_, rooms) = synced(&house, &alice, None, json!({})).await;
     let prev_batch = rooms["join"][room.as_str()]["timeline"]["prev_batch"].as_str().and_then(Token::parse);
     house.join(&bob, &room).await.unwrap();
-    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
     for (at, members) in [(prev_batch, vec![&alice]), (None, vec![&alice, &bob])] {
         let query = MemberQuery { at, ..MemberQuery::default() };
         let found = answered(house.rooms.members(&reader, &room, query).await).await;
@@ -579,7 +586,8 @@ async fn only_a_page_without_events_is_the_last() {
     let alice = house.user("alice").await;
     let room = house.public_room(&alice).await;
     house.say(&alice, &room, "one").await;
-    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
     for backwards in [true, false] {
         let (mut from, mut seen) = (None, 0);
         for is_last in [false, true] {
@@ -603,7 +611,8 @@ async fn a_room_without_wanted_news_is_not_listed_and_wakes_no_app() {
     let none = json!({ "not_types": ["*"] });
     let filter = || json!({ "room": { "timeline": only, "state": { "types": ["m.room.topic"] }, "ephemeral": none, "account_data": none } });
     let listed = async |since: SyncToken| {
-        let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+        let reader =
+            Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
         let parsed = Arc::new(Filter::parse(filter().to_string().as_bytes()).unwrap());
         let any =
             RoomSections::new(house.rooms.sync_view(reader).unwrap(), Some(since), false, parsed).any(&[]).unwrap();
@@ -675,7 +684,8 @@ async fn an_edit_is_shown_when_it_is_a_valid_one() {
     let house = house();
     let alice = house.user("alice").await;
     let room = house.public_room(&alice).await;
-    let reader = Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(&alice), user_id: alice.clone(), device: "D".to_owned(), sees_all: false };
     let relate = async |rel: &str, to: &ruma::EventId, kind: &str, more: Value| {
         let mut content = json!({ "body": "x", "m.relates_to": { "rel_type": rel, "event_id": to } });
         content.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -26,7 +26,8 @@ fn asked(term: &str) -> SearchQuery {
 }
 
 async fn find(house: &House, user: &UserId, query: SearchQuery) -> Value {
-    let reader = Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned() };
+    let reader =
+        Reader { user: house.user_num(user), user_id: user.to_owned(), device: "D".to_owned(), sees_all: false };
     let mut chunks = house.rooms.search(&reader, query).await.unwrap();
     let (mut whole, mut more) = (Vec::new(), true);
     while more {
@@ -278,7 +279,7 @@ async fn a_search_that_is_switched_off_has_no_index() {
     again.rooms.set_search(SearchOptions { enabled: false, ..SearchOptions::default() });
     again.rooms.index_all().await;
     assert!(search::status::get(&again.read()).unwrap().is_none());
-    let reader = Reader { user: again.user_num(&anna), user_id: anna, device: "D".to_owned() };
+    let reader = Reader { user: again.user_num(&anna), user_id: anna, device: "D".to_owned(), sees_all: false };
     let refused = again.rooms.search(&reader, asked("number")).await.err().unwrap();
     assert!(matches!(refused, Error::Bad { errcode: "M_UNKNOWN", .. }));
 }

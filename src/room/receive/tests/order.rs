@@ -54,7 +54,7 @@ async fn a_redaction_without_effect_is_withheld_from_apps() {
     let told: Vec<_> = told.iter().map(|event| event["event_id"].as_str().unwrap()).collect();
     assert_eq!(told, [events[0].id().as_str(), events[4].id().as_str(), events[5].id().as_str()]);
     let user = world.house.user_num(&world.anna);
-    let reader = crate::room::Reader { user, user_id: world.anna.clone(), device: "D".to_owned() };
+    let reader = crate::room::Reader { user, user_id: world.anna.clone(), device: "D".to_owned(), sees_all: false };
     for (event, shown) in [(&events[1], false), (&events[4], true)] {
         assert_eq!(world.house.rooms.event(&reader, &world.room, event.id()).await.is_ok(), shown);
     }

@@ -9,6 +9,7 @@ use crate::store::{EventNum, Position, RoomNum};
 use event_row::Root;
 
 pub mod auth_graph;
+pub mod blocked;
 pub mod body;
 pub mod event;
 pub mod event_pile;
@@ -22,6 +23,7 @@ pub mod search;
 pub mod staged;
 pub mod state_tree;
 pub mod sticky;
+pub mod task;
 pub mod thread_subscription;
 pub mod timeline;
 pub mod redacted;

@@ -21,6 +21,7 @@ pub mod password_link;
 pub mod presence;
 pub mod profile_change;
 pub mod push_rule;
+pub mod registration_token;
 pub mod report;
 pub mod pusher;
 pub mod remote_list;
