@@ -115,7 +115,7 @@ async fn join_named(users: &Users, rooms: &Rooms, user_id: &UserId, room: &Owned
             Err(Error::NotFound) => return make_named(users, rooms, user_id, alias).await,
             Err(failed) => return Err(failed),
         },
-        Ok(alias) => rooms.resolve_remote_alias(&alias.to_owned()).await?,
+        Ok(alias) => rooms.resolve_remote_alias(alias).await?,
         Err(_) => (RoomId::parse(room.as_str()).map_err(|_| Error::NotFound)?, Vec::new()),
     };
     if rooms.is_in_room(user_id, &room_id).await? {

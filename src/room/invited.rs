@@ -251,7 +251,8 @@ mod tests {
         house.rooms.set_auto_accept(AutoAccept::All, true);
         let mut both = vec![plain.clone(), direct.clone()];
         let mut found: Vec<_> = to_accept().await.into_iter().map(|(_, room, _)| room).collect();
-        (both.sort(), found.sort());
+        both.sort();
+        found.sort();
         assert_eq!(found, both);
         let third = invite(false).await;
         house.rooms.invited().await;

@@ -282,7 +282,7 @@ fn prepare(rooms: &Rooms, read: &Read, num: RoomNum, new: New, txn: Option<(Stri
     checks::check_beyond_rules(rooms, read, &room, &new)?;
     let built = Box::new(build(rooms, read, &room, new)?);
     Ok(match policy_server::lacking(read, &room, rooms.server(), &built.event)? {
-        Some(policy) => Step::Unsigned(policy, built, txn),
+        Some(policy) => Step::Unsigned(Box::new(policy), built, txn),
         None => Step::Built(built, txn),
     })
 }
@@ -393,7 +393,7 @@ enum Step {
     Repeated(OwnedEventId),
     Built(Box<Built>, Option<Txn>),
     /// The room's policy server is to sign it first.
-    Unsigned(PolicyServer, Box<Built>, Option<Txn>),
+    Unsigned(Box<PolicyServer>, Box<Built>, Option<Txn>),
 }
 
 fn txn_of(read: &impl Get, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {
