@@ -516,5 +516,5 @@ impl Transfer {
 
 /// Whether asking again may help.
 fn broke_off(failed: &Failed) -> bool {
-    matches!(failed, Failed::Timeout | Failed::BadAnswer(_) | Failed::Unreachable { .. })
+    matches!(failed, Failed::Timeout | Failed::BadAnswer(_) | Failed::BrokenOff(_) | Failed::Unreachable { .. })
 }

@@ -79,6 +79,9 @@ pub enum Failed {
     /// The answer is not of the expected form.
     #[error("gave an invalid answer: {0}")]
     BadAnswer(String),
+    /// The connection ended before the answer did: as good as no answer.
+    #[error("ended the connection before its answer was whole: {0}")]
+    BrokenOff(String),
     /// The content has no canonical form, which a signature covers; the server was not asked.
     #[error("was not asked, since the request has no canonical JSON: {0}")]
     Unsendable(String),
@@ -117,6 +120,16 @@ impl Failed {
         matches!(self, Failed::Status { status, .. } if (400..500).contains(status) && *status != 429)
     }
 
+    /// The request or its answer was lost on the way, or the server could not answer just now: it has not said no.
+    pub fn is_of_the_way(&self) -> bool {
+        match self {
+            Failed::Unreachable { .. } | Failed::Timeout | Failed::BrokenOff(_) => true,
+            Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. } => true,
+            Failed::Status { status, .. } => *status == 429 || *status >= 500,
+            _ => false,
+        }
+    }
+
     /// Our own memory did not suffice to ask: not the other server's failure.
     pub fn own_refusal(&self) -> Option<Refused> {
         match self {
@@ -133,6 +146,7 @@ impl Failed {
             }
             Failed::Unreachable { why, silent } => Failed::Unreachable { why: why + more, silent },
             Failed::BadAnswer(why) => Failed::BadAnswer(why + more),
+            Failed::BrokenOff(why) => Failed::BrokenOff(why + more),
             Failed::Timeout | Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. } => {
                 Failed::Unreachable { why: format!("it {self}{more}"), silent: false }
             }
@@ -260,7 +274,7 @@ impl Remote {
             // A machine answered, but such an answer does not show whether it is a homeserver.
             Err(Failed::Status { .. } | Failed::TooLarge { .. }) => backoff.answered(whence),
             // It may have broken off long after the last sign.
-            Err(Failed::BadAnswer(_)) => {}
+            Err(Failed::BadAnswer(_) | Failed::BrokenOff(_)) => {}
             Err(Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. }) => {}
             Err(Failed::Refused(_) | Failed::Unsendable(_) | Failed::Barred(_)) => {}
         }
@@ -269,7 +283,10 @@ impl Remote {
     /// Counts an answer against the server that ordinary requests forgive: a refusal where every homeserver agrees, or
     /// an unusable answer. Failures that count anyway, and our own, are left as they are.
     pub fn hold_against(&self, server: &ServerName, failed: &Failed) {
-        if matches!(failed, Failed::Status { .. } | Failed::BadAnswer(_) | Failed::TooLarge { .. }) {
+        if matches!(
+            failed,
+            Failed::Status { .. } | Failed::BadAnswer(_) | Failed::BrokenOff(_) | Failed::TooLarge { .. }
+        ) {
             self.0.backoff.failure(server, Whence::Nowhere, None);
         }
     }
@@ -313,7 +330,7 @@ impl Remote {
                 Ok(response) if response.status().is_success() => return Ok((lease, response)),
                 Ok(response) => return Err(self.read_error(lease, response).await),
                 Err(_) if lease.is_reused() => fresh = true,
-                Err(error) => return Err(Failed::BadAnswer(error.to_string())),
+                Err(error) => return Err(Failed::BrokenOff(error.to_string())),
             }
         }
     }
@@ -325,7 +342,7 @@ impl Remote {
         let max_bytes = max_bytes.min(self.0.account.limit() / 2);
         let mut bytes = Vec::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|error| Failed::BadAnswer(error.to_string()))?;
+            let frame = frame.map_err(|error| Failed::BrokenOff(error.to_string()))?;
             let Ok(data) = frame.into_data() else { continue };
             let length = (bytes.len() + data.len()) as u64;
             if length > max_bytes {

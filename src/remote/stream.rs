@@ -121,7 +121,7 @@ impl Body {
                 }
                 return Ok(None);
             };
-            let frame = frame.map_err(|error| Failed::BadAnswer(format!("the answer broke off: {error}")))?;
+            let frame = frame.map_err(|error| Failed::BrokenOff(error.to_string()))?;
             if let Ok(data) = frame.into_data() {
                 self.count(data.len() as u64)?;
                 return Ok(Some(data));

@@ -158,7 +158,13 @@ pub fn judge(
         let flags = Flags { rejected: true, ..Flags::default() };
         return Ok(Verdict::Ready(Box::new(Ready::refused(before, flags, reason))));
     }
-    if before != Tree::stored(room.row.state) {
+    // What came with a state that was fetched is part of the present state before it has a place: held against itself, a leave would
+    // be one of somebody who is not there.
+    let is_present = match (num, event.state_key()) {
+        (Some(num), Some(state_key)) => room.view(get).num(event.kind(), state_key)? == Some(num),
+        _ => false,
+    };
+    if before != Tree::stored(room.row.state) && !is_present {
         let present = auth::check(room.version, &event.subject(), &room.view(get));
         if let Some(reason) = verdict(present)? {
             let flags = Flags { soft_failed: true, ..Flags::default() };

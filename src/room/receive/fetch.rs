@@ -150,8 +150,9 @@ impl Wire {
         target: &str,
         content: Option<Vec<u8>>,
         (limit, max_bytes): (usize, u64),
+        urgency: Urgency,
     ) -> Result<Fetched, Failed> {
-        let options = Options { timeout: ASK_TIMEOUT, max_bytes, urgency: Urgency::Later };
+        let options = Options { timeout: ASK_TIMEOUT, max_bytes, urgency };
         let (text, paid) = self.remote.request(server, method, target, content, options).await?.into_parts();
         Fetched::read(text, limit, Some(paid))
     }
@@ -165,7 +166,8 @@ impl Wire {
         max_bytes: u64,
         out: Pieces,
     ) -> Result<(), Failed> {
-        // What lacks these events came a moment ago: no pause that somebody else's request left behind holds it up.
+        // What lacks these events came a moment ago: no pause that somebody else's request left behind holds it up. So it is
+        // with missing events and single ones.
         let pace = StreamLimits { urgency: Urgency::Contacted, ..StreamLimits::patient(max_bytes) };
         let mut body = self.remote.stream(server, Method::GET, target, None, pace).await?;
         let mut events = Events::new(Limits::events(max_bytes));
@@ -209,12 +211,12 @@ impl Fetch for Wire {
         let target = format!("/_matrix/federation/v1/get_missing_events/{}", encode(room.as_str()));
         let asked = json!({ "earliest_events": earliest, "latest_events": latest, "limit": limit, "min_depth": 0 });
         let content = Some(asked.to_string().into_bytes());
-        self.pdus(server, Method::POST, &target, content, (limit, EVENTS_BYTES_MAX)).await
+        self.pdus(server, Method::POST, &target, content, (limit, EVENTS_BYTES_MAX), Urgency::Contacted).await
     }
 
     async fn event(&self, server: &ServerName, id: &EventId) -> Result<Box<RawValue>, Failed> {
         let target = format!("/_matrix/federation/v1/event/{}", encode(id.as_str()));
-        let events = self.pdus(server, Method::GET, &target, None, (1, EVENT_BYTES_MAX)).await?;
+        let events = self.pdus(server, Method::GET, &target, None, (1, EVENT_BYTES_MAX), Urgency::Contacted).await?;
         let event = events.iter().next().ok_or_else(|| Failed::BadAnswer("no event".into()))?;
         Ok(serde_json::from_slice(event)?)
     }
@@ -249,7 +251,7 @@ impl Fetch for Wire {
             target.push_str("&v=");
             target.push_str(&encode(id.as_str()));
         }
-        self.pdus(server, Method::GET, &target, None, (limit, EVENTS_BYTES_MAX)).await
+        self.pdus(server, Method::GET, &target, None, (limit, EVENTS_BYTES_MAX), Urgency::Later).await
     }
 }
 

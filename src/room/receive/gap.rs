@@ -36,6 +36,9 @@ use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
 
 /// Rounds of `get_missing_events` for one gap, and events requested in each: Synapse's limit.
 const GAP_ROUNDS_MAX: usize = 6;
+/// How often a server is asked for missing events when the request or its answer is lost on the way.
+const GAP_TRIES: u32 = 3;
+const GAP_PAUSE: Duration = Duration::from_millis(500);
 const GAP_EVENTS_PER_ROUND: usize = 20;
 /// Events fetched one by one because others cite them or they are part of a state, for one event that was sent to us;
 /// and how far below. An auth chain that goes on further down is fetched whole: a user who changes a name adds an event
@@ -205,11 +208,17 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         for _ in 0..GAP_ROUNDS_MAX {
             self.check_time()?;
             let earliest = self.extremities().await?;
+            let mut tries = 1;
             let fetched = loop {
                 let asking = self.inbox.fetch.missing_events(&self.origin, &self.room_id, &earliest, &latest, limit);
                 match self.in_time(asking).await {
                     // Large events: as many as fit into an answer.
                     Err(Failed::TooLarge { .. }) if limit > 1 => limit = fewer(limit),
+                    Err(failed) if failed.is_of_the_way() && tries < GAP_TRIES => {
+                        tries += 1;
+                        let clock = self.inbox.rooms.0.parts.clock.clone();
+                        self.in_time(async move { Ok(clock.sleep(GAP_PAUSE).await) }).await?;
+                    }
                     asked => break asked,
                 }
             };
@@ -217,6 +226,11 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                 Ok(fetched) => fetched,
                 Err(failed) => {
                     tracing::debug!(origin = %self.origin, %failed, "missing events cannot be fetched");
+                    // Who has not been asked has not said that there is nothing. Accepted over the gap, the event would be where
+                    // the next one's gap ends, and nobody would ask for what is missing again.
+                    if failed.is_of_the_way() {
+                        return Err(failed.into());
+                    }
                     break;
                 }
             };
