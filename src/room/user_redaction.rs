@@ -28,8 +28,10 @@ use crate::store::{Read, RoomNum};
 const TASKS_MAX: usize = 64;
 /// How long one says what came of it.
 const KEPT_MS: u64 = 7 * 24 * 3600 * 1000;
-/// The rooms that one may name, and the events that it says were not redacted: some 20 KB.
+/// The rooms that one may name, the bytes of its reason, and the events that it says were not redacted: 200 KiB if all ids are as
+/// long as they can be, some 40 in practice.
 const ROOMS_MAX: usize = 500;
+const REASON_BYTES_MAX: usize = 1024;
 const FAILED_MAX: usize = 100;
 const WHY_CHARS: usize = 100;
 /// Events of a room without a limit, as Synapse has it.
@@ -74,6 +76,9 @@ impl Rooms {
         if wanted.rooms.len() > ROOMS_MAX {
             return Err(Error::bad("M_INVALID_PARAM", format!("at most {ROOMS_MAX} rooms can be named at once")));
         }
+        if wanted.reason.as_ref().is_some_and(|reason| reason.len() > REASON_BYTES_MAX) {
+            return Err(Error::bad("M_INVALID_PARAM", format!("the reason may have {REASON_BYTES_MAX} bytes")));
+        }
         let (id, now_ms) = (self.0.parts.random.token(16), self.0.parts.clock.now_ms());
         let task = UserRedaction {
             user: user.to_string(),
@@ -89,12 +94,13 @@ impl Rooms {
         };
         let key = id.clone();
         self.write(move |w| {
-            let mut known = row::list(w)?;
-            known.sort_by_key(|(_, task)| (task.done_ms.is_none(), task.asked_ms));
+            let mut known = Vec::new();
+            row::each(w, &mut |id, task| known.push((task.done_ms.is_none(), task.asked_ms, id, task.done_ms)))?;
+            known.sort_unstable();
             let mut left = known.len();
-            for (id, task) in known {
-                let is_old = task.done_ms.is_some_and(|done_ms| done_ms + KEPT_MS < now_ms);
-                if task.done_ms.is_some() && (is_old || left >= TASKS_MAX) {
+            for (_, _, id, done_ms) in known {
+                let is_old = done_ms.is_some_and(|done_ms| done_ms + KEPT_MS < now_ms);
+                if done_ms.is_some() && (is_old || left >= TASKS_MAX) {
                     row::remove(w, &id)?;
                     left -= 1;
                 }
@@ -207,8 +213,13 @@ fn user_id(text: &str) -> Result<OwnedUserId> {
 
 /// The first task that is not done, and the next events of it; the task is as it is after them.
 fn look(read: &Read) -> Result<Option<Step>> {
-    let first = row::list(read)?.into_iter().filter(|(_, task)| task.done_ms.is_none());
-    let Some((id, mut task)) = first.min_by_key(|(_, task)| task.asked_ms) else { return Ok(None) };
+    let mut first = None::<(String, UserRedaction)>;
+    row::each(read, &mut |id, task| {
+        if task.done_ms.is_none() && first.as_ref().is_none_or(|(_, first)| task.asked_ms < first.asked_ms) {
+            first = Some((id, task));
+        }
+    })?;
+    let Some((id, mut task)) = first else { return Ok(None) };
     let Some(user) = user::num(read, &task.user)? else {
         task.done_ms = Some(task.asked_ms);
         return Ok(Some(Step { id, task, room_id: None, events: Vec::new() }));

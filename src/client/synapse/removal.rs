@@ -101,13 +101,14 @@ async fn begin(client: &Client, request: &mut Request) -> Result<Option<String>,
         purge: asked.purge,
         ..Close::default()
     };
+    // First, so that a power cut leaves no room deleted that anybody may come back into.
+    if asked.block {
+        client.rooms.block(&room_id, Some(&by.user_id)).await?;
+    }
     let begun = match is_known {
         true => Some(client.rooms.close(&room_id, Some(&by.user_id), close).await?),
         false => None,
     };
-    if asked.block {
-        client.rooms.block(&room_id, Some(&by.user_id)).await?;
-    }
     tracing::info!("{} had the room {room_id} {}", by.user_id, if is_known { "deleted" } else { "blocked" });
     Ok(begun)
 }

@@ -49,12 +49,10 @@ pub fn remove(w: &mut Write<'_>, id: &str) -> Result<()> {
     w.remove(&USER_REDACTION, id.as_bytes()).map(drop)
 }
 
-/// All tasks: bounded by who puts them.
-pub fn list(get: &impl Get) -> Result<Vec<(String, UserRedaction)>> {
-    let mut found = Vec::new();
+/// Visits all tasks, with one in memory at a time: a row may have 200 KiB. How many there are is bounded by who puts them.
+pub fn each(get: &impl Get, visit: &mut dyn FnMut(String, UserRedaction)) -> Result<()> {
     get.prefix(&USER_REDACTION, b"", &mut |key, value| {
-        found.push((String::from_utf8_lossy(key).into_owned(), tables::parse(&USER_REDACTION, key, value)?));
+        visit(String::from_utf8_lossy(key).into_owned(), tables::parse(&USER_REDACTION, key, value)?);
         Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(found)
+    })
 }
