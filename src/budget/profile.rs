@@ -525,7 +525,7 @@ mod tests {
         says(wrong("connections_max = 23", "connections_max = 40"), ["connections_max", "account connections"]);
         says(wrong("tls_buffer = \"8 KiB\"", "tls_buffer = \"1 MiB\""), ["tls_buffer", "account connections"]);
         says(wrong("http1_buffer = \"8 KiB\"", "http1_buffer = \"4 KiB\""), ["http1_buffer", "8.0 KiB"]);
-        says(wrong("redb_cache = \"2.5 MiB\"", "redb_cache = \"7 MiB\""), ["redb_cache", "account database_cache"]);
+        says(wrong("redb_cache = \"2.25 MiB\"", "redb_cache = \"7 MiB\""), ["redb_cache", "account database_cache"]);
         says(
             wrong("request_body_max = \"512 KiB\"", "request_body_max = \"2 MiB\""),
             ["request_body_max", "account request_bodies"],
