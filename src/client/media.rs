@@ -23,8 +23,8 @@ const PATIENCE_DEFAULT_MS: u64 = 20_000;
 
 /// POST /_matrix/media/v3/upload
 ///
-/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, and 507 when that of all users or the
-/// disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
+/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, `M_USER_LIMIT_EXCEEDED` when the settings
+/// name a page (`support.page`), and 507 when that of all users or the disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::UPLOAD, requester.user_id.as_str())?;
@@ -46,8 +46,8 @@ pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, E
 ///
 /// 403 `M_FORBIDDEN` when the path names another server, or the media id was given to another user; 404 `M_NOT_FOUND`
 /// when the media id was not given out or has expired; 409 `M_CANNOT_OVERWRITE_MEDIA` when it has its file already;
-/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, and 507 when that of all users or the
-/// disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
+/// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, `M_USER_LIMIT_EXCEEDED` when the settings
+/// name a page (`support.page`), and 507 when that of all users or the disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
 pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
@@ -72,11 +72,24 @@ async fn take_in(
         About { content_type: request.header("content-type").map(ToOwned::to_owned), name: request.query("filename") };
     let announced = request.content_length();
     let mut body = request.into_stream(client.media.upload_bytes_max())?;
-    let mut upload = client.media.begin(uploader, announced).await?;
+    let refused = |failed| upload_refused(client, failed);
+    let mut upload = client.media.begin(uploader, announced).await.map_err(refused)?;
     while let Some(piece) = body.next().await? {
-        upload.write(piece).await?;
+        upload.write(piece).await.map_err(refused)?;
     }
-    Ok(upload.finish(about, promised).await?)
+    upload.finish(about, promised).await.map_err(refused)
+}
+
+/// Whoever has used up their share is told where to read on, when the settings name a page of who helps (MSC4335).
+fn upload_refused(client: &Client, failed: crate::media::Error) -> Error {
+    match (failed, &client.options().support.page) {
+        (crate::media::Error::Full(why), Some(page)) => {
+            ErrorResponse::new(StatusCode::FORBIDDEN, "M_USER_LIMIT_EXCEEDED", why)
+                .with("info_uri", page.clone())
+                .into()
+        }
+        (failed, _) => failed.into(),
+    }
 }
 
 fn uri(client: &Client, media_id: &str) -> String {
