@@ -11,6 +11,9 @@ use super::sign::Key;
 use super::version::RoomVersion;
 use super::{Reject, format, json};
 
+/// The member of an event that says how long it is sticky, while MSC4354 is a proposal.
+pub const STICKY: &str = "msc4354_sticky";
+
 /// An event of our own before it has hashes, signatures and an id.
 #[derive(Debug, Clone)]
 pub struct Draft {
@@ -71,7 +74,7 @@ impl Draft {
         event.insert("depth".into(), self.depth.into());
         event.insert("origin_server_ts".into(), self.origin_server_ts.into());
         if let Some(duration_ms) = self.sticky_ms {
-            event.insert("msc4354_sticky".into(), serde_json::json!({ "duration_ms": duration_ms }));
+            event.insert(STICKY.into(), serde_json::json!({ "duration_ms": duration_ms }));
         }
         event.into()
     }

@@ -44,6 +44,10 @@ use crate::matrix::sign;
 use crate::remote::Remote;
 use crate::store::{Read, Store, Write, tables};
 
+/// How long sticky events wait for the join of their room: its servers send them as soon as they know of our user, and only
+/// once. A large join takes longer than its senders wait for their answer; who is in a call then renews theirs.
+const STICKY_PATIENCE: Duration = Duration::from_secs(10);
+
 mod append;
 mod blocked;
 mod create;
@@ -341,6 +345,11 @@ impl Rooms {
         pdus: Vec<Box<RawValue>>,
         until: Duration,
     ) -> Result<Vec<receive::Outcome>> {
+        if let Some(mut over) = self.0.joins.under_way(room_id)
+            && pdus.iter().any(|pdu| append::sticky::is_sticky(pdu.get().as_bytes()))
+        {
+            let _ = self.0.parts.clock.timeout(STICKY_PATIENCE, over.wait_for(|over| *over)).await;
+        }
         let id = room_id.to_owned();
         let resident = self.reading(move |_, read| Ok(state::known(read, id.as_str())?.is_resident()));
         match resident.await {

@@ -283,7 +283,33 @@ async fn people_of_two_servers_see_each_other_and_meet_in_a_call() {
     let (one, two) = (&pair.one, &pair.two);
     let (alice, bob) = (one.register("alice").await, two.register("bob").await);
     let room = create(one, &alice, json!({ "preset": "public_chat" })).await;
+    // Before the other server comes into the room, which is sent what is sticky.
+    let query = "?org.matrix.msc4354.sticky_duration_ms=600000";
+    let sent = one.put(&format!("/rooms/{}/send/org.example.member/s{query}", q(&room)), &alice, json!({})).await.ok();
+    let plain = json!({ "msgtype": "m.text", "body": "x" });
+    for number in 0..3 {
+        let path = format!("/rooms/{}/send/m.room.message/{number}", q(&room));
+        one.put(&path, &alice, plain.clone()).await.ok();
+    }
     two.post(&format!("/join/{}?via={}", q(&room), one.name()), &bob, json!({})).await.ok();
+    let is_sticky = |told: &Value| {
+        let share = &told["rooms"]["join"][room.as_str()];
+        let parts = [&share["msc4354_sticky"]["events"], &share["timeline"]["events"]];
+        parts
+            .iter()
+            .filter_map(|events| events.as_array())
+            .flatten()
+            .any(|event| event["event_id"] == sent["event_id"] && event["msc4354_sticky"]["duration_ms"] == 600_000)
+    };
+    let mut told = sync(two, &bob, "set_presence=offline").await;
+    for _ in 0..150 {
+        if is_sticky(&told) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        told = sync(two, &bob, "set_presence=offline").await;
+    }
+    assert!(is_sticky(&told), "{told}");
     sync(one, &alice, "").await;
     let body = json!({ "presence": "unavailable", "status_msg": "far away" });
     two.put(&format!("/presence/{}/status", q(&bob.id)), &bob, body).await.ok();

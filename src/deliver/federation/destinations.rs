@@ -496,6 +496,7 @@ fn note_row(get: &impl Get, me: &ServerName, at: Position, row: &Outbound, noted
         Outbound::Event { room, also, .. } => (Some(*room), also),
         Outbound::RoomEdu { room, .. } => (Some(*room), &[]),
         Outbound::Edu { to, .. } => (None, to),
+        Outbound::EventTo { to, .. } => (None, std::slice::from_ref(to)),
         Outbound::Followed { .. } => return Ok(true),
     };
     // At most a thousand servers are named, and noting one twice does no harm.

@@ -80,6 +80,7 @@ fn is_for(get: &impl Get, server: &str, at: Position, row: &Outbound) -> store::
         }
         Outbound::RoomEdu { room, .. } => in_room(*room),
         Outbound::Edu { to, .. } => Ok(to.iter().any(|name| name == server)),
+        Outbound::EventTo { room, to, .. } => Ok(to == server && in_room(*room)?),
         Outbound::Followed { .. } => Ok(false),
     }
 }
@@ -128,7 +129,7 @@ pub(in crate::deliver) fn next(
 /// Adds a row; false when it no longer fits.
 fn add(get: &impl Get, unit: &mut Unit, row: &Outbound, bytes_max: usize) -> store::Result<bool> {
     match row {
-        Outbound::Event { event, .. } => {
+        Outbound::Event { event, .. } | Outbound::EventTo { event, .. } => {
             if unit.pdu_count == PDUS_MAX {
                 return Ok(false);
             }
@@ -185,6 +186,8 @@ fn is_superseded(newest: &Option<Newest>, at: Position, row: &Outbound) -> bool 
     match row {
         Outbound::Event { room, .. } => newest.get(room).is_some_and(|newest| at < *newest),
         Outbound::RoomEdu { json, .. } | Outbound::Edu { json, .. } => is_ephemeral(json),
+        // What was sticky is over after an hour, and the server is further behind.
+        Outbound::EventTo { .. } => true,
         Outbound::Followed { .. } => false,
     }
 }
@@ -212,6 +215,7 @@ mod tests {
         let store = Store::in_memory();
         let room = RoomNum(3);
         let job = move |w: &mut Write<'_>| {
+            let mut first = None;
             for (n, sender) in ["@a:home.example", "@b:far.example", "@c:other.example"].into_iter().enumerate() {
                 let row = Row {
                     room,
@@ -230,9 +234,15 @@ mod tests {
                     redacted_by: None,
                 };
                 let (event, _) = event::insert(w, row, format!("{{\"from\":\"{sender}\"}}").as_bytes())?;
+                first = first.or(Some(event));
                 let also = vec!["far.example".to_owned()];
                 outbox::post(w, Position(n as u64 + 1), &Outbound::Event { room, event, also })?;
             }
+            let event = first.unwrap();
+            let late = |to: &str| Outbound::EventTo { room, event, to: to.to_owned() };
+            // Only to whom it says, while they are in the room.
+            outbox::post(w, Position(4), &late("other.example"))?;
+            outbox::post(w, Position(5), &late("far.example"))?;
             member::put_server(w, room, "other.example", 1, Position(0))
         };
         store.write_blocking(job).unwrap();
@@ -240,10 +250,13 @@ mod tests {
             let rows = Position(0)..Position(9);
             let server = <&ServerName>::try_from(server).unwrap();
             let unit = next(&store.read().unwrap(), server, rows, 0, 100, 10_000).unwrap();
-            assert_eq!((unit.reached, unit.more), (Position(3), false));
+            assert_eq!((unit.reached, unit.more), (Position(5), false));
             String::from_utf8(unit.pdus).unwrap()
         };
         assert_eq!(sent("far.example"), r#"{"from":"@a:home.example"},{"from":"@c:other.example"}"#);
-        assert_eq!(sent("other.example"), r#"{"from":"@a:home.example"},{"from":"@b:far.example"}"#);
+        assert_eq!(
+            sent("other.example"),
+            r#"{"from":"@a:home.example"},{"from":"@b:far.example"},{"from":"@a:home.example"}"#
+        );
     }
 }

@@ -91,6 +91,11 @@ impl Joins {
         Entered::First(one)
     }
 
+    /// Tells when the join of a room is over; none when there is none.
+    pub fn under_way(&self, room_id: &RoomId) -> Option<watch::Receiver<bool>> {
+        self.running.lock().get(room_id).map(|one| one.over.subscribe())
+    }
+
     fn leave(&self, room_id: &RoomId) {
         let over = self.running.lock().remove(room_id);
         if let Some(over) = over {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
+use crate::matrix::draft::STICKY;
 use crate::matrix::{json, version};
 use crate::room::ANSWER_BYTES;
 use crate::room::ignored::Ignored;
@@ -204,8 +205,6 @@ pub fn relation_type(get: &impl Get, row: &Row) -> Result<Option<String>> {
 
 /// The members of an event that apps are shown, in the order in which they are written.
 const SHOWN: [&str; 6] = ["content", "origin_server_ts", "sender", "state_key", "type", STICKY];
-/// How long an event is sticky (MSC4354).
-const STICKY: &str = "msc4354_sticky";
 
 /// Everything but `unsigned` and the closing brace.
 fn write_members(body: &[u8], row: &Row, room_id: Option<&str>, out: &mut Vec<u8>) {

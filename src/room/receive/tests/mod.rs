@@ -34,6 +34,7 @@ mod history;
 mod order;
 mod policy;
 mod rows;
+mod sticky;
 
 type State = BTreeMap<(String, String), Arc<Event>>;
 

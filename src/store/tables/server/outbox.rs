@@ -25,12 +25,15 @@ pub enum Outbound {
     /// A shown event that no server is sent: another server's, or one in a room without others. Written only while
     /// somebody follows the log.
     Followed { room: RoomNum, event: EventNum },
+    /// An event of ours to one server, which came into the room after it.
+    EventTo { room: RoomNum, event: EventNum, to: String },
 }
 
 const EVENT: u8 = 0;
 const ROOM_EDU: u8 = 1;
 const EDU: u8 = 2;
 const FOLLOWED: u8 = 3;
+const EVENT_TO: u8 = 4;
 
 impl Outbound {
     fn encode(&self) -> Vec<u8> {
@@ -57,6 +60,12 @@ impl Outbound {
                 put_u64(&mut out, room.0.into());
                 put_u64(&mut out, event.0.into());
             }
+            Outbound::EventTo { room, event, to } => {
+                out.push(EVENT_TO);
+                put_u64(&mut out, room.0.into());
+                put_u64(&mut out, event.0.into());
+                put_bytes(&mut out, to.as_bytes());
+            }
         }
         out
     }
@@ -72,6 +81,11 @@ impl Outbound {
             ROOM_EDU => Outbound::RoomEdu { room: RoomNum(unpack.u32()?), json: unpack.bytes()?.to_vec() },
             EDU => Outbound::Edu { to: names(&mut unpack)?, json: unpack.bytes()?.to_vec() },
             FOLLOWED => Outbound::Followed { room: RoomNum(unpack.u32()?), event: EventNum(unpack.u32()?) },
+            EVENT_TO => Outbound::EventTo {
+                room: RoomNum(unpack.u32()?),
+                event: EventNum(unpack.u32()?),
+                to: unpack.text()?.to_owned(),
+            },
             _ => return None,
         })
     }
@@ -111,7 +125,7 @@ pub fn list_after(
 pub fn has_room(get: &impl Get, room: RoomNum) -> Result<bool> {
     let mut has = false;
     list_after(get, Position(0), &mut |_, row| {
-        has = matches!(&row, Outbound::Event { room: of, .. } if *of == room);
+        has = matches!(&row, Outbound::Event { room: of, .. } | Outbound::EventTo { room: of, .. } if *of == room);
         Ok(if has { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(has)
@@ -152,6 +166,7 @@ mod tests {
             Outbound::RoomEdu { room: RoomNum(9), json: b"{}".to_vec() },
             Outbound::Edu { to: vec!["a".to_owned(), "b:8448".to_owned()], json: b"{\"a\":1}".to_vec() },
             Outbound::Followed { room: RoomNum(3), event: EventNum(70_000) },
+            Outbound::EventTo { room: RoomNum(3), event: EventNum(7), to: "example.org".to_owned() },
         ] {
             assert_eq!(Outbound::decode(&row.encode()), Some(row));
         }
@@ -160,7 +175,8 @@ mod tests {
     #[test]
     fn any_bytes_are_a_row_or_damage() {
         let row = Outbound::Edu { to: vec!["a".to_owned(), "b:8448".to_owned()], json: b"{\"a\":1}".to_vec() };
-        crate::base::any_bytes::any_bytes(&[&row.encode()], |bytes| {
+        let one = Outbound::EventTo { room: RoomNum(3), event: EventNum(7), to: "example.org".to_owned() };
+        crate::base::any_bytes::any_bytes(&[&row.encode(), &one.encode()], |bytes| {
             if let Some(row) = Outbound::decode(bytes) {
                 assert_eq!(Outbound::decode(&row.encode()), Some(row));
             }
