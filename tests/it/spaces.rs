@@ -127,3 +127,29 @@ async fn a_date_before_one_came_is_asked_of_the_others() {
     pair.one.stop().await;
     pair.two.stop().await;
 }
+
+/// A token says where a walk is and what for; the server remembers no walk.
+#[tokio::test]
+async fn a_walk_goes_on_after_a_restart() {
+    let house = TestServer::start().await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let top = space(&house, &alice, "top").await;
+    for name in ["a", "b", "c"] {
+        let room = create(&house, &alice, json!({ "preset": "public_chat", "name": name })).await;
+        put_in(&house, &alice, &top, &room, house.name()).await;
+    }
+    let first = house.get(&format!("{}?limit=2", hierarchy(&top)), &alice).await.ok();
+    let next = first["next_batch"].as_str().unwrap().to_owned();
+    let house = house.restart().await;
+    let rest = house.get(&format!("{}?from={}", hierarchy(&top), q(&next)), &alice).await.ok();
+    let mut all = [names(&first), names(&rest)].concat();
+    all[1..].sort_unstable();
+    assert_eq!(all, ["top", "a", "b", "c"]);
+    assert!(rest.get("next_batch").is_none());
+    // Another's, and one that never was.
+    house.post(&format!("/join/{}", q(&top)), &bob, json!({})).await;
+    for from in [q(&next), "h2_0".to_owned(), "h99999999999999999999_0".to_owned()] {
+        house.get(&format!("{}?from={from}", hierarchy(&top)), &bob).await.refused(400, "M_INVALID_PARAM");
+    }
+    house.stop().await;
+}
