@@ -94,8 +94,16 @@ pub fn make(
 /// Ends a transaction before the event at an index. What came after the last that stays comes with the next one.
 fn cut(get: &Read, pending: &mut Pending, at: usize) -> store::Result<()> {
     pending.events.truncate(at);
-    let last = pending.events.last().map(|num| event::row_of(get, EventNum(*num))).transpose()?;
-    let Some(to) = last.and_then(|row| row.order).and_then(|order| u64::try_from(order).ok()) else { return Ok(()) };
+    // Some may have been removed with old messages since the look; one that stays is there, since it made the body full.
+    let mut last = None;
+    for num in pending.events.iter().rev() {
+        let order = event::row(get, EventNum(*num))?.and_then(|row| row.order);
+        last = order.and_then(|order| u64::try_from(order).ok());
+        if last.is_some() {
+            break;
+        }
+    }
+    let Some(to) = last else { return Ok(()) };
     pending.to = pending.to.min(to);
     let to = pending.to;
     pending.messages.retain(|(_, _, at, is_alone)| *is_alone || *at <= to);

@@ -108,7 +108,8 @@ impl Registration {
             users: namespace(namespaces, "users")?,
             aliases: namespace(namespaces, "aliases")?,
             rooms: namespace(namespaces, "rooms")?,
-            rate_limited: flag(&file, "rate_limited")?,
+            // Nothing is said in most files, and means that its users wait as others do; the sender itself never.
+            rate_limited: flag_or(&file, "rate_limited", true)?,
             protocols: protocols(&file)?,
             ephemeral: flag(&file, "receive_ephemeral")?,
             unstable_ephemeral: flag(&file, "de.sorunome.msc2409.push_ephemeral")? || flag(&file, "push_ephemeral")?,
@@ -183,9 +184,13 @@ fn url_of(file: &Node) -> Result<Option<String>, String> {
 }
 
 fn flag(file: &Node, field: &str) -> Result<bool, String> {
+    flag_or(file, field, false)
+}
+
+fn flag_or(file: &Node, field: &str, default: bool) -> Result<bool, String> {
     match file.get(field) {
-        None => Ok(false),
-        Some(none) if none.is_null() => Ok(false),
+        None => Ok(default),
+        Some(none) if none.is_null() => Ok(default),
         Some(Node::Text { text, .. }) if text.eq_ignore_ascii_case("true") => Ok(true),
         Some(Node::Text { text, .. }) if text.eq_ignore_ascii_case("false") => Ok(false),
         Some(_) => Err(format!("{field}: must be true or false")),
@@ -294,7 +299,8 @@ namespaces:
         assert!(read.is_alone(&read.sender));
         assert!(!read.may_be(&user("@x_irc_bridge_:here.test")), "from the beginning of the name");
         assert!(read.aliases.has("#_irc_bridge_é:here.test") && read.rooms.is_empty());
-        assert!(!read.rate_limited && !read.wants_ephemeral());
+        // As Synapse has it, where nothing is said.
+        assert!(read.rate_limited && !read.wants_ephemeral());
     }
 
     #[test]
@@ -322,6 +328,7 @@ namespaces:
         let all = read(&format!("{FILE}{more}")).unwrap();
         assert!(all.ephemeral && all.unstable_ephemeral && all.keys && all.query_token);
         assert_eq!(all.protocols, ["irc"]);
+        assert!(!all.rate_limited && read(&format!("{FILE}rate_limited: null\n")).unwrap().rate_limited);
         assert!(read(&FILE.replace("url: \"http://127.0.0.1:1234/\"", "url: null")).unwrap().url.is_none());
         assert!(read(&format!("{FILE}snug:\n  query_token: yes\n")).unwrap_err().contains("true or false"));
     }

@@ -13,7 +13,7 @@ use ruma::{RoomAliasId, UserId};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use super::{Answered, Service, Services, UNKNOWN_PATH_MS, part};
+use super::{Answer, Answered, Service, Services, UNKNOWN_PATH_MS, part};
 use crate::base::comma;
 use crate::budget::{Grant, parsed_bytes_max};
 use crate::matrix::appservice::Registration;
@@ -107,7 +107,7 @@ impl Services {
             }
             let name = part(name);
             let (new, old) = (format!("/_matrix/app/v1/{kind}/{name}"), format!("/{kind}/{name}"));
-            match self.either(service, Method::GET, (&new, &old), Bytes::new(), MAKE_TIME).await {
+            match self.either(service, Method::GET, (&new, &old), Bytes::new(), MAKE_TIME, Answer::Status).await {
                 Ok(answered) if answered.is_success() => return Asked::Made,
                 Ok(answered) if answered.status == 404 => {}
                 Ok(answered) => {
@@ -166,7 +166,8 @@ impl Services {
     }
 
     async fn protocol(&self, service: &Service, protocol: &str) -> Option<(Value, Grant)> {
-        let Answered { body, _grant: mut grant, .. } = self.told(service, "protocol", protocol, "").await?;
+        let told = self.told(service, "protocol", protocol, "").await?;
+        let Answered { body, grant: Some(mut grant), .. } = told else { return None };
         if let Err(refused) = grant.grow(parsed_bytes_max(&body)) {
             tracing::warn!("what the application service {} says of {protocol} is left out: {refused}", service.id);
             return None;
@@ -192,7 +193,7 @@ impl Services {
                 continue;
             }
             let Some(told) = self.told(service, kind.name(), protocol.unwrap_or(""), query).await else { continue };
-            let Answered { body, _grant: mut grant, .. } = told;
+            let Answered { body, grant: Some(mut grant), .. } = told else { continue };
             // Beside the answer: what stays of it, and its items while it is read.
             let items = memchr::memchr_iter(b',', &body).count() as u64 + 1;
             let reading = body.len() as u64 + ITEM_BYTES * items;

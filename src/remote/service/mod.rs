@@ -24,15 +24,19 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 
 pub use self::ask::{Asked, ThirdParty, instance_id};
-use super::web::{Plain, Web, WebFailed, WebLimits, WebRequest};
+use super::web::{Plain, Web, WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::base::{Clock, bounded};
 use crate::budget::Grant;
 pub use crate::matrix::appservice::{BYTES_MAX, Registration};
 
 /// Registrations at most. A home has two or three.
 pub const SERVICES_MAX: usize = 32;
-/// What a service answers to a transaction means nothing; its errors are read for the log.
+/// What a service answers to a transaction means nothing; its errors are read for the log, so far.
 const ANSWER_BYTES_MAX: u64 = 16 << 10;
+/// Of that what is kept: the words of an error.
+const SAID_BYTES: usize = 1024;
+/// And how long it is waited for, once the status is there.
+const SAID_TIME: Duration = Duration::from_secs(1);
 /// Questions to make users and rooms at once: who is behind them is anybody. Beyond that they count as answered with no.
 const MAKING_MAX: usize = 4;
 /// A path that a service did not know is not asked for again for so long.
@@ -105,7 +109,28 @@ struct Inner {
 pub struct Answered {
     pub status: u16,
     pub body: Vec<u8>,
-    _grant: Grant,
+    /// None for the beginning of an answer, which the connection's own share pays for.
+    grant: Option<Grant>,
+}
+
+/// What is wanted of an answer.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    /// All of it, or it is none.
+    Whole { bytes_max: u64 },
+    /// Its status, and a few words for the log.
+    Status,
+}
+
+/// Reads an answer to its end, or to [`ANSWER_BYTES_MAX`], so that its sender sees it taken; keeps [`SAID_BYTES`].
+async fn read_beginning(mut answer: WebAnswer, kept: &mut Vec<u8>) {
+    let mut read = 0;
+    while read < ANSWER_BYTES_MAX
+        && let Ok(Some(piece)) = answer.next().await
+    {
+        read += piece.len() as u64;
+        kept.extend_from_slice(&piece[..piece.len().min(SAID_BYTES - kept.len())]);
+    }
 }
 
 impl Answered {
@@ -206,7 +231,7 @@ impl Services {
     pub async fn put(&self, service: &Service, id: &str, body: Bytes, time: Duration) -> Result<Answered, WebFailed> {
         let id = part(id);
         let (new, old) = (format!("/_matrix/app/v1/transactions/{id}"), format!("/transactions/{id}"));
-        self.either(service, Method::PUT, (&new, &old), body, time).await
+        self.either(service, Method::PUT, (&new, &old), body, time, Answer::Status).await
     }
 
     /// Asks at the path of the specification, and at the one from before when that is not known.
@@ -217,17 +242,18 @@ impl Services {
         (new, old): (&str, &str),
         body: Bytes,
         time: Duration,
+        wanted: Answer,
     ) -> Result<Answered, WebFailed> {
         let now_ms = self.0.clock.now_ms();
         let is_old = service.old_paths_until_ms.load(Relaxed) > now_ms;
         let first = if is_old { old } else { new };
-        let answered = self.ask(service, method.clone(), first, body.clone(), time, ANSWER_BYTES_MAX).await?;
+        let answered = self.request(service, method.clone(), first, body.clone(), time, wanted).await?;
         // A user or alias that is not known is a 404 with an errcode of its own.
         let unknown = answered.is_unknown_path() && memchr::memmem::find(&answered.body, b"M_NOT_FOUND").is_none();
         if is_old || !unknown {
             return Ok(answered);
         }
-        let second = self.ask(service, method, old, body, time, ANSWER_BYTES_MAX).await?;
+        let second = self.request(service, method, old, body, time, wanted).await?;
         if second.is_success() {
             service.old_paths_until_ms.store(now_ms + UNKNOWN_PATH_MS, Relaxed);
             return Ok(second);
@@ -235,7 +261,7 @@ impl Services {
         Ok(answered)
     }
 
-    /// One request. The path may have a query.
+    /// One question, whose answer is read whole. The path may have a query.
     pub(in crate::remote) async fn ask(
         &self,
         service: &Service,
@@ -244,6 +270,18 @@ impl Services {
         body: Bytes,
         time: Duration,
         bytes_max: u64,
+    ) -> Result<Answered, WebFailed> {
+        self.request(service, method, path, body, time, Answer::Whole { bytes_max }).await
+    }
+
+    async fn request(
+        &self,
+        service: &Service,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        time: Duration,
+        wanted: Answer,
     ) -> Result<Answered, WebFailed> {
         let Some(url) = &service.url else { return Err(WebFailed::BadUrl("the service has no url".to_owned())) };
         let mut url = format!("{url}{path}");
@@ -262,7 +300,10 @@ impl Services {
         }
         let limits = WebLimits {
             time,
-            body_bytes_max: bytes_max,
+            body_bytes_max: match wanted {
+                Answer::Whole { bytes_max } => bytes_max,
+                Answer::Status => u64::MAX,
+            },
             redirects_max: 0,
             plain: Plain::WhereGiven,
             allow_private: true,
@@ -270,8 +311,19 @@ impl Services {
         };
         let answer = self.0.web.ask(WebRequest { method, url, headers, body }, limits).await?;
         let status = answer.status;
-        let (body, _grant) = answer.read().await?;
-        Ok(Answered { status, body, _grant })
+        let (body, grant) = match wanted {
+            Answer::Whole { .. } => {
+                let (body, grant) = answer.read().await?;
+                (body, Some(grant))
+            }
+            // What it did is told by now: neither a long answer nor one that breaks off undoes it.
+            Answer::Status => {
+                let mut kept = Vec::new();
+                self.0.clock.timeout(SAID_TIME, read_beginning(answer, &mut kept)).await;
+                (kept, None)
+            }
+        };
+        Ok(Answered { status, body, grant })
     }
 }
 
