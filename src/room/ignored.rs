@@ -13,7 +13,7 @@ use crate::store::tables::user;
 use crate::store::tables::user::account_data::{self, GLOBAL};
 use crate::store::{Get, Result, UserNum};
 
-const KIND: &str = "m.ignored_user_list";
+pub(super) const KIND: &str = "m.ignored_user_list";
 
 /// The users one user ignores, as far as this server knows them.
 #[derive(Clone, Debug, Default)]

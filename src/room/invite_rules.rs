@@ -3,9 +3,15 @@
 //! Apps keep the rules as account data, under the name of the specification or under those from before. An entry has 64 KiB
 //! at most; it is read in place, and its patterns are held against two names of 255 bytes, with a bound on what that takes: an invite is
 //! judged by the writer too.
+//!
+//! A sync asks for each invite, of which anybody may send a user many: what came of an inviter under the same rules is remembered
+//! ([`Verdicts`]), and where there are no rules, nothing is looked up at all.
 
 use std::borrow::Cow;
+use std::collections::hash_map::RandomState;
 use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::de::{DeserializeSeed, Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -16,7 +22,7 @@ use crate::matrix::id::split_port;
 use crate::matrix::json::partial;
 use crate::store::tables::user;
 use crate::store::tables::user::account_data::{self, GLOBAL};
-use crate::store::{Get, Result, UserNum};
+use crate::store::{Get, Position, Result, UserNum};
 
 /// The types of account data that hold rules, each with the errcode of an invite that they block.
 const KINDS: [(&str, &str); 3] = [
@@ -83,10 +89,68 @@ fn ruled(get: &impl Get, user: UserNum, inviter: &str) -> Result<Verdict> {
     Ok(verdict)
 }
 
-/// Whether a local user's apps are told nothing of an invite: its sender is ignored, or the rules refuse it. It may be in the
-/// room all the same: from before the rules, or because another server sent it there.
-pub fn hides(get: &impl Get, user: UserNum, inviter: &str) -> Result<bool> {
-    Ok(ignored::is_ignored(get, user, inviter)? || verdict(get, user, inviter)? != Verdict::Allow)
+/// The rules of a user as they are now, by when each was set: none where there are none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Rules {
+    user: UserNum,
+    set: [Option<Position>; KINDS.len() + 1],
+}
+
+impl Rules {
+    /// Reads the entries, and none of what is in them.
+    pub fn of(get: &impl Get, user: UserNum) -> Result<Option<Rules>> {
+        let mut set = [None; KINDS.len() + 1];
+        for (at, kind) in KINDS.iter().map(|(kind, _)| *kind).chain([ignored::KIND]).enumerate() {
+            set[at] = account_data::set_at(get, user, GLOBAL, kind)?;
+        }
+        Ok(set.iter().any(Option::is_some).then_some(Rules { user, set }))
+    }
+}
+
+/// What rules made of inviters lately: a cell for each of [`VERDICTS`], which the next that falls on it takes. A cell has 62 bits of
+/// a keyed hash of the rules and the inviter, and what came of it.
+pub struct Verdicts {
+    hasher: RandomState,
+    cells: Box<[AtomicU64]>,
+}
+
+/// 8 KiB: as many invites as a user has who is sent far too many.
+const VERDICTS: usize = 1024;
+const IGNORED: u64 = 1;
+const REFUSED: u64 = 2;
+
+impl Default for Verdicts {
+    fn default() -> Verdicts {
+        Verdicts { hasher: RandomState::new(), cells: (0..VERDICTS).map(|_| AtomicU64::new(0)).collect() }
+    }
+}
+
+impl Verdicts {
+    /// Whether a local user's apps are told nothing of an invite: its sender is ignored, or the rules refuse it. It may be in the
+    /// room all the same: from before the rules, or because another server sent it there.
+    pub fn hide(&self, get: &impl Get, rules: Option<&Rules>, inviter: &str) -> Result<bool> {
+        let Some(rules) = rules else { return Ok(false) };
+        let hash = self.hasher.hash_one((rules, inviter));
+        let cell = &self.cells[hash as usize % VERDICTS];
+        let known = cell.load(Relaxed);
+        let is_known = known & !(IGNORED | REFUSED) == hash & !(IGNORED | REFUSED);
+        let said = match is_known {
+            true => known & (IGNORED | REFUSED),
+            false => {
+                let ignored = if ignored::is_ignored(get, rules.user, inviter)? { IGNORED } else { 0 };
+                let refused = if ruled(get, rules.user, inviter)? == Verdict::Allow { 0 } else { REFUSED };
+                let said = ignored | refused;
+                cell.store(hash & !(IGNORED | REFUSED) | said, Relaxed);
+                said
+            }
+        };
+        Ok(match said {
+            0 => false,
+            // This server's notices are outside of the rules, whenever they began.
+            REFUSED => verdict(get, rules.user, inviter)? != Verdict::Allow,
+            _ => true,
+        })
+    }
 }
 
 /// What one entry says. An app may have written anything there; rules that are none allow everything.
@@ -208,6 +272,38 @@ mod tests {
         check(&[format!("{}@a{}", "*".repeat(200), "*".repeat(200))], Action::Allow);
         // Names themselves are as many as there is room for.
         check(&[vec!["@b:good.example".to_owned(); 3000], vec![inviter.clone()]].concat(), Action::Block);
+    }
+
+    /// Each invite in each sync had all rules parsed again, of which there may be 192 KiB.
+    #[test]
+    fn what_came_of_an_inviter_is_known_until_the_rules_change() {
+        let (store, verdicts) = (crate::store::Store::in_memory(), Verdicts::default());
+        let job = move |w: &mut crate::store::Write<'_>| {
+            let user = user::intern(w, "@anna:here.test")?;
+            let hides = |w: &crate::store::Write<'_>, inviter: &str| {
+                let rules = Rules::of(w, user)?;
+                verdicts.hide(w, rules.as_ref(), inviter)
+            };
+            assert!(Rules::of(w, user)?.is_none() && !hides(w, "@bad:x")?);
+            let kind = KINDS[0].0;
+            account_data::set(w, user, GLOBAL, kind, br#"{"blocked_users":["@bad:x"]}"#)?;
+            for _ in 0..2 {
+                assert!(hides(w, "@bad:x")? && !hides(w, "@good:x")?);
+            }
+            account_data::set(w, user, GLOBAL, kind, br#"{"default_action":"block"}"#)?;
+            assert!(hides(w, "@good:x")? && hides(w, "@bad:x")?);
+            account_data::remove(w, user, GLOBAL, kind)?;
+            assert!(Rules::of(w, user)?.is_none());
+            account_data::set(w, user, GLOBAL, ignored::KIND, br#"{"ignored_users":{"@dull:x":{}}}"#)?;
+            for _ in 0..2 {
+                assert!(hides(w, "@dull:x")? && !hides(w, "@bad:x")?);
+            }
+            // Somebody else's rules are others.
+            let bert = user::intern(w, "@bert:here.test")?;
+            assert!(Rules::of(w, bert)?.is_none());
+            Ok::<_, crate::store::Error>(())
+        };
+        store.write_blocking(job).unwrap();
     }
 
     #[test]

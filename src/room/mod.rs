@@ -118,7 +118,6 @@ pub use read::stream::StreamPage;
 pub use read::sync::RECEIPTS_MAX;
 pub use read::sync::{
     Activity, DeltaQuery, Hero, Reach, ReadMark, RoomDelta, StateMoved, StateQuery, StateWish, SyncView, UserRoom,
-    is_invite_hidden,
 };
 pub use read::timeline::Paging;
 pub use read::token::Token;
@@ -175,6 +174,7 @@ struct Inner {
     turns: serve::slots::Slots,
     typing: ephemeral::typing::Typing,
     rules: Arc<append::rules_cache::Rules>,
+    verdicts: invite_rules::Verdicts,
     renewals: membership::profile::Renewals,
     intake: receive::intake::Intake,
     /// Whoever leaves a room forgets it too.
@@ -225,6 +225,7 @@ impl Rooms {
             turns: serve::slots::Slots::default(),
             typing,
             rules,
+            verdicts: invite_rules::Verdicts::default(),
             renewals: membership::profile::Renewals::default(),
             intake,
             forgets: AtomicBool::new(false),

@@ -17,7 +17,7 @@ impl Notices for Rooms {
     }
 
     fn is_invite_hidden(&self, get: &Read, user: UserNum, room: RoomNum) -> store::Result<bool> {
-        room::is_invite_hidden(get, user, room)
+        Rooms::is_invite_hidden(self, get, user, room)
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use tracing::Instrument;
+
 use super::error::JoinError;
 use super::{Error, Join, Phase};
 use crate::base;
@@ -33,7 +35,7 @@ impl Join<'_> {
                 tracing::warn!(%stop, "the log of a finished join could not be removed; the next start removes it");
             }
         };
-        base::detached(cleaning);
+        tokio::spawn(cleaning.in_current_span());
         Ok(())
     }
 

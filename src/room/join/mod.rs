@@ -384,7 +384,7 @@ impl<'a> Join<'a> {
                 }
             }
         };
-        base::detached(leaving);
+        tokio::spawn(leaving.in_current_span());
     }
 
     async fn through(

@@ -9,6 +9,7 @@ use std::collections::hash_map::Entry;
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
+use tracing::Instrument;
 
 use crate::base;
 use crate::room::error::Result;
@@ -100,14 +101,14 @@ impl Rooms {
                 let (round, who) = (rooms.clone(), user.clone());
                 // In a task of its own: a round that panics ends no other.
                 let renewing = async move { renew_everywhere(&round, &who, &renewal).await };
-                let _ = base::detached(renewing).await;
+                let _ = tokio::spawn(renewing.in_current_span()).await;
                 match rooms.0.renewals.again(&user) {
                     Some(again) => renewal = again,
                     None => return,
                 }
             }
         };
-        base::detached(renewing);
+        tokio::spawn(renewing.in_current_span());
     }
 }
 

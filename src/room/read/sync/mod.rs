@@ -12,7 +12,7 @@
 //! filtered by. `delta.rs`: timeline and state. `required.rs`: the part of the state that is asked for. `summary.rs`: counts,
 //! heroes, and what users outside are shown. `read_marks.rs`: receipts, typing, unread counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use super::event_json::Format;
 use super::filter::Filter;
@@ -21,7 +21,7 @@ use super::{Reader, RoomView, until};
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::room::ignored::Ignored;
-use crate::room::invite_rules;
+use crate::room::invite_rules::Rules;
 use crate::room::state::stripped::read_stripped;
 use crate::store::schema::ROOM;
 use crate::store::tables::room::event_row::{Kind, Membership, Root};
@@ -54,6 +54,8 @@ pub struct SyncView {
     pub now: SyncToken,
     rooms: Rooms,
     ignored: Ignored,
+    /// Whose invites the reader takes, once an invite is met.
+    rules: OnceLock<Option<Rules>>,
 }
 
 /// A room of the app's user, whatever the membership; forgotten rooms too.
@@ -98,7 +100,7 @@ impl Rooms {
         let at = Get::position(&*read)?;
         let now = SyncToken { at, typing, messages: at, presence: 0 };
         let ignored = Ignored::of(&*read, reader.user)?;
-        Ok(SyncView { rooms: self.clone(), read, reader, now, ignored })
+        Ok(SyncView { rooms: self.clone(), read, reader, now, ignored, rules: OnceLock::new() })
     }
 }
 
@@ -159,7 +161,14 @@ impl SyncView {
 
     /// Whether an invite is one that the reader is not shown.
     pub fn is_invite_hidden(&self, room: &UserRoom) -> Result<bool> {
-        Ok(hides(&*self.read, self.reader.user, room.num, &room.mine)?)
+        let rules = match self.rules.get() {
+            Some(rules) => rules.as_ref(),
+            None => {
+                let rules = Rules::of(&*self.read, self.reader.user)?;
+                self.rules.get_or_init(|| rules).as_ref()
+            }
+        };
+        Ok(hides(&self.rooms, &*self.read, rules, self.reader.user, room.num, &room.mine)?)
     }
 
     /// Opens a room; its events get the shape that the filter asks for.
@@ -178,24 +187,37 @@ impl SyncView {
     }
 }
 
-/// Whether a user's invite to a room is one that their apps are not shown: its sender is ignored, or the user takes no
-/// invites from them.
-pub fn is_invite_hidden(get: &impl Get, user: UserNum, room: RoomNum) -> store::Result<bool> {
-    match user_room::mine(get, user, room)? {
-        Some(mine) => hides(get, user, room, &mine),
-        None => Ok(false),
+impl Rooms {
+    /// Whether a user's invite to a room is one that their apps are not shown: its sender is ignored, or the user takes no
+    /// invites from them.
+    pub fn is_invite_hidden(&self, get: &Read, user: UserNum, room: RoomNum) -> store::Result<bool> {
+        match user_room::mine(get, user, room)? {
+            Some(mine) => hides(self, get, Rules::of(get, user)?.as_ref(), user, room, &mine),
+            None => Ok(false),
+        }
     }
 }
 
-fn hides(get: &impl Get, user: UserNum, room: RoomNum, mine: &Mine) -> store::Result<bool> {
+fn hides(
+    rooms: &Rooms,
+    get: &Read,
+    rules: Option<&Rules>,
+    user: UserNum,
+    room: RoomNum,
+    mine: &Mine,
+) -> store::Result<bool> {
+    if rules.is_none() {
+        return Ok(false);
+    }
+    let verdicts = &rooms.0.verdicts;
     if let Some(own) = mine.event {
-        return invite_rules::hides(get, user, &user::id_of(get, event::row_of(get, own)?.sender)?);
+        return verdicts.hide(get, rules, &user::id_of(get, event::row_of(get, own)?.sender)?);
     }
     // For an invite from outside: the member event is the last of its stripped state. By id: the inviter may be met by
     // nothing but this invite, and has no number then.
     let stripped = user_room::stripped(get, user, room)?.unwrap_or_default();
     let Some(own) = read_stripped(&stripped).pop() else { return Ok(false) };
-    invite_rules::hides(get, user, &own.sender)
+    verdicts.hide(get, rules, &own.sender)
 }
 
 /// The event of a state for a type and key.

@@ -30,6 +30,15 @@ pub fn told(get: &impl Get, user: UserNum, room: RoomNum, kind: &str) -> Result<
     Ok(Some(value.split_off(8)))
 }
 
+/// When one entry was last set; none where it is empty or was never set.
+pub fn set_at(get: &impl Get, user: UserNum, room: RoomNum, kind: &str) -> Result<Option<Position>> {
+    let Some(value) = get.get(&ACCOUNT_DATA, &row(user, room, kind))? else { return Ok(None) };
+    match value.get(..8).and_then(Position::from_key) {
+        Some(at) => Ok((value.len() > 8).then_some(at)),
+        None => Err(Error::corrupt(&ACCOUNT_DATA, &row(user, room, kind))),
+    }
+}
+
 /// Sets one entry, at a position of its own.
 pub fn set(w: &mut Write<'_>, user: UserNum, room: RoomNum, kind: &str, json: &[u8]) -> Result<Position> {
     let row = row(user, room, kind);
