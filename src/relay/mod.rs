@@ -105,8 +105,8 @@ struct Inner {
     table: Mutex<Table>,
     /// What allocations and streams have taken of the account together.
     taken: AtomicU64,
-    /// The part of it that streams have in which nobody has logged in.
-    unproven: AtomicU64,
+    /// Streams in which nobody has logged in.
+    unproven: Mutex<sockets::Strangers>,
     /// Makes nonces, and spreads strangers over buckets.
     key: hmac::Key,
     strangers: Box<[Bucket]>,
@@ -123,7 +123,7 @@ impl Relay {
             parts,
             table: Mutex::default(),
             taken: AtomicU64::new(0),
-            unproven: AtomicU64::new(0),
+            unproven: Mutex::default(),
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             strangers: (0..STRANGERS).map(|_| Bucket::default()).collect(),
             all: Bucket::default(),

@@ -1,10 +1,12 @@
 //! Where messages come in: UDP sockets, and streams over TCP and TLS.
 //!
 //! A stream that has logged nobody in is closed after [`UNPROVEN`], and all of those together take half of the account at
-//! most. One that has is closed as long after the end of its allocation.
+//! most. When that is taken, one that comes gets the place of another: of the network that has most of them, or of one that has had
+//! its time ([`YIELDS_AFTER`]). So no network keeps the others out, and none is shut out by what does not log in. A stream
+//! that has is closed as long after the end of its allocation.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -12,14 +14,14 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::message::{MESSAGE_BYTES_MAX, length_in_stream};
 use super::table::Client;
 use super::way::{Queue, Way};
-use super::{Charge, Inner, Relay};
+use super::{Charge, Inner, Relay, network};
 
 /// A stream: twice its queue, what is read, the task.
 const STREAM_BYTES: u64 = 56 * 1024;
@@ -28,6 +30,8 @@ const TLS_STREAM_BYTES: u64 = 96 * 1024;
 const TLS_SEND_BYTES: usize = 16 * 1024;
 /// Until somebody has an allocation, and after it.
 const UNPROVEN: Duration = Duration::from_secs(15);
+/// Until another may have its place: a phone logs in within a few answers.
+const YIELDS_AFTER: Duration = Duration::from_secs(3);
 /// A client that takes nothing for so long is gone.
 const WRITE: Duration = Duration::from_secs(20);
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -108,7 +112,7 @@ impl Inner {
                 continue;
             };
             // Without memory the connection is closed at once: the app tries UDP, or later.
-            let Some(unproven) = Unproven::new(&self, bytes) else { continue };
+            let Some(unproven) = Unproven::new(&self, bytes, from.ip()) else { continue };
             let Some(charge) = self.charge(bytes) else { continue };
             let (relay, tls) = (self.clone(), tls.clone());
             tokio::spawn(async move { relay.greet(stream, tls, (number, from), unproven, charge).await });
@@ -124,11 +128,16 @@ impl Inner {
         _charge: Charge,
     ) {
         let _ = stream.set_nodelay(true);
+        let gone = unproven.gone.clone();
         let stream: Box<dyn Stream> = match tls {
             None => Box::new(stream),
             Some(tls) => {
                 let shake = tls.accept_with(stream, |session| session.set_buffer_limit(Some(TLS_SEND_BYTES)));
-                match self.parts.clock.timeout(HANDSHAKE, shake).await {
+                let shaken = tokio::select! {
+                    shaken = self.parts.clock.timeout(HANDSHAKE, shake) => shaken,
+                    () = gone.notified() => return,
+                };
+                match shaken {
                     Some(Ok(stream)) => Box::new(stream),
                     _ => return,
                 }
@@ -137,6 +146,8 @@ impl Inner {
         let mut stopping = self.stopping.subscribe();
         tokio::select! {
             _ = self.talk(stream, client, unproven) => {}
+            // Nobody has logged in yet, or there would be no place to take.
+            () = gone.notified() => {}
             () = stopped(&mut stopping) => {}
         }
         // The allocation ends with its stream (RFC 8656, section 3.1).
@@ -208,20 +219,118 @@ async fn stopped(stopping: &mut watch::Receiver<bool>) {
     let _ = stopping.wait_for(|stopping| *stopping).await;
 }
 
+/// The streams that have logged nobody in: as many as half of the account pays for, some tens.
+#[derive(Default)]
+pub(super) struct Strangers {
+    places: Vec<Place>,
+    /// Of the next place.
+    next: u64,
+}
+
+struct Place {
+    id: u64,
+    network: [u8; 9],
+    since: Duration,
+    bytes: u64,
+    /// Told when it has to go.
+    gone: Arc<Notify>,
+}
+
+impl Strangers {
+    #[cfg(test)]
+    pub(super) fn count(&self) -> usize {
+        self.places.len()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.places.iter().map(|place| place.bytes).sum()
+    }
+
+    /// Makes room for so many bytes within `limit`; false when nobody has to go for `network`.
+    fn make_room(&mut self, bytes: u64, limit: u64, network: &[u8; 9], now: Duration) -> bool {
+        while !self.places.is_empty() && self.bytes() + bytes > limit {
+            let of = |network: &[u8; 9]| self.places.iter().filter(|place| place.network == *network).count();
+            let own = of(network);
+            // Of each network the oldest stands first.
+            let goes = self.places.iter().enumerate().filter(|(_, place)| {
+                let has_more = of(&place.network) > own + 1;
+                has_more || now.saturating_sub(place.since) >= YIELDS_AFTER
+            });
+            let Some((at, _)) = goes.max_by_key(|(at, place)| (of(&place.network), usize::MAX - at)) else {
+                return false;
+            };
+            self.places.remove(at).gone.notify_one();
+        }
+        true
+    }
+}
+
 /// A stream that has logged nobody in.
-struct Unproven(Arc<Inner>, u64);
+struct Unproven {
+    relay: Arc<Inner>,
+    id: u64,
+    gone: Arc<Notify>,
+}
 
 impl Unproven {
-    fn new(relay: &Arc<Inner>, bytes: u64) -> Option<Unproven> {
-        let limit = relay.parts.account.limit() / 2;
-        let is_room = |taken: u64| taken.checked_add(bytes).filter(|taken| *taken <= limit.max(bytes));
-        relay.unproven.fetch_update(Ordering::Relaxed, Ordering::Relaxed, is_room).ok()?;
-        Some(Unproven(relay.clone(), bytes))
+    fn new(relay: &Arc<Inner>, bytes: u64, ip: IpAddr) -> Option<Unproven> {
+        let (limit, network) = ((relay.parts.account.limit() / 2).max(bytes), household(ip));
+        let (since, gone) = (relay.parts.clock.instant(), Arc::new(Notify::new()));
+        let mut strangers = relay.unproven.lock();
+        if !strangers.make_room(bytes, limit, &network, since) {
+            return None;
+        }
+        let id = strangers.next;
+        strangers.next += 1;
+        strangers.places.push(Place { id, network, since, bytes, gone: gone.clone() });
+        Some(Unproven { relay: relay.clone(), id, gone })
     }
 }
 
 impl Drop for Unproven {
     fn drop(&mut self) {
-        self.0.unproven.fetch_sub(self.1, Ordering::Relaxed);
+        self.relay.unproven.lock().places.retain(|place| place.id != self.id);
+    }
+}
+
+/// Who may open many streams for nothing: a /24 of IPv4, a /48 of IPv6.
+fn household(ip: IpAddr) -> [u8; 9] {
+    let mut network = network(ip);
+    network[6..8].fill(0);
+    network
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// One network opened as many streams as there were places for, and nobody else's phone could log in.
+    #[test]
+    fn no_network_keeps_the_others_out() {
+        let mut strangers = Strangers::default();
+        let mut come = |ip: &str, now: Duration| {
+            let network = household(ip.parse().unwrap());
+            let has_place = strangers.make_room(1, 4, &network, now);
+            if has_place {
+                let (id, gone) = (strangers.next, Arc::default());
+                strangers.next += 1;
+                strangers.places.push(Place { id, network, since: now, bytes: 1, gone });
+            }
+            let ids = strangers.places.iter().map(|place| place.id).collect::<Vec<_>>();
+            (has_place, ids)
+        };
+        for n in 0..4 {
+            assert!(come(&format!("198.51.100.{n}"), at(10)).0);
+        }
+        assert_eq!(come("198.51.100.9", at(10)), (false, vec![0, 1, 2, 3]), "its own places are all young");
+        assert_eq!(come("2001:db8:1::1", at(10)), (true, vec![1, 2, 3, 4]));
+        assert_eq!(come("2001:db8:1:ffff::1", at(10)), (true, vec![2, 3, 4, 5]), "two of each now");
+        assert_eq!(come("2001:db8:1:2::1", at(12)), (false, vec![2, 3, 4, 5]));
+        assert_eq!(come("203.0.113.1", at(12)), (true, vec![3, 4, 5, 6]), "a third has one");
+        assert_eq!(come("203.0.113.1", at(13)), (true, vec![3, 5, 6, 7]), "those that had their time go");
     }
 }
