@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ruma::OwnedUserId;
+use ruma::{EventId, OwnedUserId, RoomId};
 use serde_json::Value;
 
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
@@ -23,6 +23,21 @@ pub async fn requester(client: &Client, request: &Request) -> Result<Requester, 
         true => Err(locked()),
         false => Ok(requester),
     }
+}
+
+/// As [`requester`], and whose report is being passed on, for who has the token that went with it: to ask who that is, or for
+/// the event that it is about.
+pub async fn even_reporter(
+    client: &Client,
+    request: &Request,
+    event: Option<(&RoomId, &EventId)>,
+) -> Result<Requester, ErrorResponse> {
+    if let Some(token) = request.access_token()
+        && let Some(reporter) = client.users.reporter(&token, event).await.map_err(Error::from)?
+    {
+        return Ok(reporter);
+    }
+    requester(client, request).await
 }
 
 /// As [`requester`], of a locked account too: it may log out.

@@ -2,6 +2,7 @@
 
 use super::setting::{Setting, optional, setting};
 use crate::http::page::Input;
+use crate::remote::scanner::Scanner;
 
 pub const SETTINGS: &[Setting] = &[
     optional(
@@ -46,6 +47,25 @@ pub const SETTINGS: &[Setting] = &[
         |config, given| Ok(config.media.free_bytes_min = given.bytes()?),
     )
     .on_page(Input::Line),
+    optional(
+        "media.scanner",
+        r#""clamd:/run/clamav/clamd.ctl""#,
+        "A scanner that has to call each file clean before anybody gets it, people here or other servers, as it is or made smaller: \
+         \"clamd:/run/clamav/clamd.ctl\" or \"clamd://nas.lan:3310\" for ClamAV's daemon, \"icap://nas.lan:1344/avscan\" for a scanner \
+         that speaks ICAP, such as c-icap. ClamAV alone takes more than 1 GB of memory, so on a small board name one that runs on \
+         another machine of the house; nothing is encrypted on the way there. Uploads are scanned when they come, files of other servers \
+         and those from before when somebody asks for them; what is harmful is withheld, and the administrators are told. Files of \
+         encrypted rooms are encrypted, and no scanner sees anything in them. One that is larger than the scanner takes \
+         (StreamMaxLength of clamd) is not judged.",
+        |config, given| Ok(config.media.scanner = Some(Scanner::parse(given.text()?)?)),
+    ),
+    setting(
+        "media.give_out_unscanned",
+        "false",
+        "Whether files are given out that the scanner did not judge, since it is away, or since they are too large for it. With \
+         false they wait until it does, and apps are told that they are not uploaded yet.",
+        |config, given| Ok(config.media.give_out_unscanned = given.flag()?),
+    ),
     setting(
         "media.authenticated",
         "true",

@@ -18,13 +18,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 use super::elsewhere::{Held, Share};
 use super::picture::Shape;
 use super::place::Staged;
 use super::remote::Incoming;
+use super::scan::PATIENCE;
 use super::{About, Error, Fetched, Media, Opened, Scaled, TRANSFER_BYTES};
-use crate::base::{Awaited, ChunkError, Chunks, blocking, detached};
+use crate::base::{Awaited, ChunkError, Chunks, blocking};
 use crate::budget::Grant;
 use crate::remote::Failed;
 use crate::store::tables::media;
@@ -175,6 +177,33 @@ impl Media {
     }
 
     async fn find_as(&self, key: Key) -> Result<Found, Error> {
+        if self.is_scanned() {
+            return self.find_clean(key).await;
+        }
+        self.find_unscanned(key).await
+    }
+
+    /// Such a file once all of it is here and was called clean. What would be passed through is not given out.
+    async fn find_clean(&self, key: Key) -> Result<Found, Error> {
+        let clock = self.0.parts.clock.clone();
+        let found = async {
+            match self.find_unscanned(key.clone()).await? {
+                // It was scanned when it was opened.
+                Found::Kept(opened) => Ok(Found::Kept(opened)),
+                Found::Coming(coming) => {
+                    coming.all().await?;
+                    drop(coming);
+                    let kept = self.kept(&key.server, &key.kept()).await?;
+                    kept.map(Found::Kept).ok_or(Error::NotFound)
+                }
+                Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
+                Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
+            }
+        };
+        clock.timeout(PATIENCE, found).await.unwrap_or(Err(Error::NotYet))
+    }
+
+    async fn find_unscanned(&self, key: Key) -> Result<Found, Error> {
         let (server, name) = (&*key.server, key.kept());
         self.check_not_withheld(server, &key.media_id).await?;
         for _ in 0..TRIES {
@@ -243,7 +272,7 @@ impl Media {
         };
         if began {
             let transfer = Transfer { media: self.clone(), key, arriving: reader.0.clone() };
-            detached(transfer.run());
+            tokio::spawn(transfer.run().in_current_span());
         }
         reader
     }

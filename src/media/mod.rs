@@ -5,7 +5,7 @@
 //!
 //! Reading order: this file (the stored files), `place.rs` (how a file gets its place and leaves it), `upload.rs` (in),
 //! `promise.rs` (media ids before their files), `quota.rs` and `limits.rs` (how much), `remote.rs` (the transfer from
-//! another server), `quarantine.rs` (files that administrators look through and withhold), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
+//! another server), `quarantine.rs` (files that administrators look through and withhold), `scan.rs` (files that wait for a scanner), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
 //! (made smaller), `preview/` (of links).
 
 use std::fs::File;
@@ -33,6 +33,7 @@ mod promise;
 mod quarantine;
 mod remote;
 mod quota;
+mod scan;
 mod thumbnail;
 mod tidy;
 mod upload;
@@ -43,6 +44,7 @@ use limits::Limits;
 use preview::Previews;
 use promise::Promised;
 use quota::Quotas;
+use scan::Scans;
 use thumbnail::Thumbnails;
 use tidy::Touched;
 
@@ -51,6 +53,7 @@ pub use limits::Options;
 pub use preview::{Looked, NoPreview, PreviewOptions};
 pub use quarantine::{ListedFile, MediaOrder};
 pub use remote::{Fetched, Scaled};
+pub use scan::{Harmful, SCANNER};
 pub use tidy::Usage;
 pub use upload::{About, Upload};
 
@@ -58,6 +61,8 @@ pub use upload::{About, Upload};
 /// brings it (40 KiB) fit what the smallest account, of 256 KiB, has for those (`elsewhere.rs`).
 const TRANSFER_BYTES: u64 = 20 << 10;
 const MEDIA_ID_CHARS: usize = 24;
+/// Who has no patience waits so long for a scanner: for one that is in the house and idle.
+const SCAN_LEAST: Duration = Duration::from_millis(500);
 
 /// The parts that the media are built from.
 pub struct Parts {
@@ -85,6 +90,7 @@ struct Inner {
     previews: Previews,
     fetches: Fetches,
     elsewhere: Elsewhere,
+    scans: Scans,
     touched: Touched,
     /// Files that are about to get their place or to be removed, by hash.
     places: KeyedLock,
@@ -122,6 +128,7 @@ impl Media {
             thumbnails: Thumbnails::new(&parts.budget, &parts.folder),
             previews: Previews::new(),
             elsewhere: Elsewhere::new(&parts.budget.account("media")),
+            scans: Scans::new(&parts.budget),
             parts,
             limits,
             promised,
@@ -159,7 +166,15 @@ impl Media {
         let here = self.0.parts.server.clone();
         loop {
             let arrived = self.0.arrived.notified();
-            if let Some(opened) = self.kept(&here, media_id).await? {
+            let left = deadline.saturating_sub(clock.instant());
+            // It may wait for a scanner; with no patience at all it is looked at once.
+            let kept = match self.is_scanned() {
+                true => {
+                    clock.timeout(left.max(SCAN_LEAST), self.kept(&here, media_id)).await.unwrap_or(Err(Error::NotYet))
+                }
+                false => self.kept(&here, media_id).await,
+            };
+            if let Some(opened) = kept? {
                 return Ok(opened);
             }
             if !self.is_promised(media_id) {
@@ -172,10 +187,11 @@ impl Media {
         }
     }
 
-    /// Opens a file of any server that is on this disk, all of it.
+    /// Opens a file of any server that is on this disk, all of it. Waits until it was called clean, where there is a scanner.
     pub async fn kept(&self, server: &ServerName, media_id: &str) -> Result<Option<Opened>, Error> {
         let (media, of, id) = (self.clone(), server.to_owned(), media_id.to_owned());
         let Some((file, row)) = blocking(move || media.open_blocking(&of, &id)).await? else { return Ok(None) };
+        self.cleared(server.as_str(), media_id, &row).await?;
         self.touch(server, media_id, &row);
         // Taken only now: a request that waits for a promised file takes no memory from readers.
         let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;

@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 
 use ruma::ServerName;
 
+use super::scan::SCANNER;
 use super::tidy::DAY_MS;
 use super::{Error, Media};
 use crate::base::{Ranked, blocking, bounded, ranked};
@@ -114,6 +115,7 @@ impl Media {
     pub async fn quarantine(&self, server: &ServerName, media_id: &str, by: Option<&str>) -> Result<bool, Error> {
         let (here, of, id, by) =
             (self.is_here(server), server.to_owned(), media_id.to_owned(), by.map(ToOwned::to_owned));
+        let now_ms = self.0.parts.clock.now_ms();
         let done = self.0.parts.store.write(move |w| {
             let row = media::get(w, of.as_str(), &id)?;
             if row.is_none() && here {
@@ -127,6 +129,10 @@ impl Media {
             let mark = media::mark(w, &row.file)?;
             if mark.is_safe && by.is_some() {
                 return Ok(false);
+            }
+            if by.is_none() && mark.quarantined_by.as_deref() == Some(SCANNER) {
+                // Whoever gives it out knows better than the scanner, which is not asked again.
+                media::set_clean(w, &row.file, now_ms)?;
             }
             media::set_mark(w, &row.file, &Mark { quarantined_by: by, ..mark })?;
             Ok(true)

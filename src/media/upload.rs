@@ -100,6 +100,7 @@ impl Upload {
         };
         media.place(staged, media.0.parts.server.as_str(), &media_id, row).await?;
         self.share.arrived();
+        media.scan_soon(&media_id);
         if promised.is_some() {
             media.promised().remove(&media_id);
             media.0.arrived.notify_waiters();

@@ -18,6 +18,7 @@ pub mod json_stream;
 mod keys;
 mod outage;
 mod reach;
+pub mod scanner;
 mod request;
 mod resolve;
 mod stream;

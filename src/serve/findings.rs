@@ -3,6 +3,8 @@
 use crate::admin::{Finding, Source};
 use crate::base::{Clock, date, span};
 use crate::budget::{Card, human};
+use crate::flow::Notices;
+use crate::media::{Harmful, Media};
 use crate::remote::{Reached, Remote};
 use crate::room::Rooms;
 use crate::store::{Status, Store};
@@ -13,9 +15,9 @@ const CLOCK_BEHIND_MS: u64 = 5 * 60_000;
 const ALL_FAIL_MIN: usize = 3;
 
 /// All sources of the parts below `admin`.
-pub fn sources(clock: &Clock, store: &Store, remote: &Remote, rooms: &Rooms) -> Vec<Source> {
+pub fn sources(clock: &Clock, store: &Store, remote: &Remote, rooms: &Rooms, media: &Media) -> Vec<Source> {
     let (of_disk, of_database, of_clock, of_servers) = (store.clone(), store.clone(), clock.clone(), clock.clone());
-    let (remote, rooms) = (remote.clone(), rooms.clone());
+    let (remote, rooms, media) = (remote.clone(), rooms.clone(), media.clone());
     vec![
         Box::new(move || database(&of_database)),
         Box::new(move || {
@@ -29,11 +31,34 @@ pub fn sources(clock: &Clock, store: &Store, remote: &Remote, rooms: &Rooms) -> 
             true => servers(&remote.backoff().reached(), of_servers.now_ms()).into_iter().collect(),
             false => Vec::new(),
         }),
+        Box::new(move || media.scanner_away().map(|why| scanner_away(&why)).into_iter().collect()),
         Box::new(move || match rooms.policy_findings() {
             Ok(found) => found.into_iter().map(|sentence| Finding::warning("policy lists", sentence)).collect(),
             Err(error) => vec![Finding::warning("policy lists", format!("The policy lists cannot be read: {error}."))],
         }),
     ]
+}
+
+fn scanner_away(why: &str) -> Finding {
+    Finding::warning(
+        "scanner",
+        format!(
+            "Files wait for the scanner, which was not there when it was last asked: {why}. It is asked again with the next file."
+        ),
+    )
+}
+
+/// The administrators are told of what the scanner found, in their rooms of notices.
+pub fn tell_of_harmful_files(media: &Media, notices: &Notices) {
+    let notices = notices.clone();
+    media.tell_of_harmful(move |Harmful { server, media_id, found }| {
+        let text = format!(
+            "The scanner found {found} in the file mxc://{server}/{media_id}. Nobody gets it any more. If that is a mistake, give it out \
+             again with POST /_synapse/admin/v1/media/unquarantine/{server}/{media_id}."
+        );
+        let notices = notices.clone();
+        tokio::spawn(async move { notices.tell_administrators(&text).await });
+    });
 }
 
 fn database(store: &Store) -> Vec<Finding> {

@@ -28,7 +28,6 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -39,7 +38,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::backup::{self, Backups};
-use crate::base::{Clock, Lane, Live, Random, Worker, Workers, detached, read_small};
+use crate::base::{Clock, Lane, Live, Random, Worker, Workers, read_small};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::certificates::{Certificates, Source};
 use crate::client::{self, Client};
@@ -243,9 +242,6 @@ pub struct Open {
     pub federation: bool,
 }
 
-/// A worker's work, to be begun again after a panic.
-type Work = Box<dyn FnMut(Worker) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
-
 impl Server {
     /// Makes every part, bottom to top. No port is open and no background work runs yet.
     pub async fn build(config: &Config, clock: Clock, random: Random, budget: Budget) -> Result<Server, Failed> {
@@ -307,6 +303,7 @@ impl Server {
             remote: remote.clone(),
             server: server_name.clone(),
         });
+        users.set_reports_to(config.moderation.reports_to.clone());
         users.set_presence_mode(config.apps.presence);
         users.set_calls(config.apps.calls.clone());
         if config.apps.calls.livekit.is_some() {
@@ -365,6 +362,7 @@ impl Server {
         let backups = Backups::new(backup_parts(&config, &store, &clock, &random, &budget), config.backup.clone());
         users.set_welcomes(!config.rooms.auto_join.is_empty());
         let notices = Notices::new(users.clone(), rooms.clone(), notice_options(&config));
+        findings::tell_of_harmful_files(&media, &notices);
         let mut router = Router::new();
         let folders = Folders::new(&budget);
         folders.set(config.web.clone());
@@ -449,7 +447,7 @@ impl Server {
                 client::rates::PASSWORDS,
             )),
             addresses: reached.clone(),
-            sources: findings::sources(&clock, &store, &remote, &rooms),
+            sources: findings::sources(&clock, &store, &remote, &rooms, &media),
             gauges,
             tally: router.tally().clone(),
             log: log::last_lines,
@@ -645,6 +643,11 @@ impl Server {
             let rooms = rooms.clone();
             async move { rooms.keep_policy_lists(&worker).await }
         }));
+        let users = self.users.clone();
+        self.endless.push(self.worker("reports", move |worker| {
+            let users = users.clone();
+            async move { users.keep_reports_told(&worker).await }
+        }));
         let rooms = self.rooms.clone();
         self.endless.push(self.worker("user redactions", move |worker| {
             let rooms = rooms.clone();
@@ -787,12 +790,8 @@ impl Server {
         name: &'static str,
         mut work: impl FnMut(Worker) -> F + Send + 'static,
     ) -> JoinHandle<()> {
-        self.keep(name, Box::new(move |worker| Box::pin(work(worker))))
-    }
-
-    fn keep(&self, name: &'static str, mut work: Work) -> JoinHandle<()> {
         let (worker, mut stopping) = (self.workers.add(name, &self.clock), self.stopping.subscribe());
-        detached(async move {
+        tokio::spawn(async move {
             let stopped = async move {
                 let _ = stopping.wait_for(|stopping| *stopping).await;
             };

@@ -130,6 +130,7 @@ impl Reloader {
         client.rooms.set_purges_left_rooms(config.rooms.purge_left);
         client.rooms.set_history_days(config.rooms.history_days, config.rooms.retention_days_min);
         client.rooms.set_hourly_bytes_max(config.federation.hourly_bytes_max);
+        client.users.set_reports_to(config.moderation.reports_to.clone());
         client.users.set_presence_mode(config.apps.presence);
         let mut calls = config.apps.calls.clone();
         calls.turn.own = self.relay.get().map(|relay| relay.log_in_by(&calls.turn.login));

@@ -149,6 +149,8 @@ pub const PUSHER_RETRY: Table =
     table("pusher_retry", "user", "u64 when to try again, key of pusher → nothing; only while its gateway fails");
 pub const REPORT: Table = table("report", "user", "u32 → JSON Report: what users reported to the administrator");
 pub const REPORT_BY: Table = table("report_by", "user", "UserNum of who reported, u32 → nothing");
+pub const REPORT_OWED: Table =
+    table("report_owed", "user", "u32 of a report that a bot is to be told of → u8 how often it would not have it");
 pub const FILTER: Table = table("filter", "user", "UserNum, u32 → JSON sync filter");
 pub const SLIDING_CONNECTION: Table =
     table("sliding_connection", "user", "UserNum, device id, 0, its Position → conn_id, its last two answers");
@@ -176,6 +178,8 @@ pub const MEDIA_MARK: Table = table(
     "media",
     "SHA-256 in hex, or server name, 0, media id → JSON Mark: who had it withheld, whether it is safe from that",
 );
+pub const MEDIA_CLEAN: Table =
+    table("media_clean", "media", "SHA-256 in hex → u64 ms when a scanner, or an administrator, called the file clean");
 pub const THUMBNAIL: Table =
     table("thumbnail", "media", "SHA-256 in hex, shape → JSON Thumbnail; `all` → u64 bytes of all of them");
 pub const PREVIEW: Table =
@@ -408,6 +412,7 @@ pub const TABLES: &[&Table] = &[
     &BACKUP_GONE,
     &REPORT,
     &REPORT_BY,
+    &REPORT_OWED,
     &FILTER,
     &PUSHER,
     &PUSHER_KEY,
@@ -423,6 +428,7 @@ pub const TABLES: &[&Table] = &[
     &MEDIA_GONE,
     &MEDIA_PROMISED,
     &MEDIA_MARK,
+    &MEDIA_CLEAN,
     &THUMBNAIL,
     &PREVIEW,
     &PREVIEW_END,

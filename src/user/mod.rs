@@ -5,7 +5,8 @@
 //!
 //! Lowest floor first: `lookup.rs` (users by id), `sharing.rs` (users who share rooms), `settings/` (account data,
 //! filters, push rules), `device/` (devices, keys, to-device messages), `account/` (passwords, sessions, profiles, the
-//! user directory), `reports.rs` (what users report to the administrator), `presence/` (who is there), `calls/` (what calls
+//! user directory), `reports.rs` (what users report to the
+//! administrator, and `reports_told.rs` a bot), `presence/` (who is there), `calls/` (what calls
 //! need), `sync.rs`, `sliding.rs` (connections of sliding syncs).
 
 mod account;
@@ -14,6 +15,7 @@ mod presence;
 mod sharing;
 mod device;
 mod reports;
+mod reports_told;
 mod sliding;
 mod sync;
 
@@ -91,6 +93,7 @@ struct Inner {
     page_sessions: account::page_session::PageSessions,
     /// The sessions of stages with which an account is being made.
     registering: KeyedLock,
+    hand: reports_told::Hand,
     /// There are rooms that new people join; and there is somebody new.
     welcomes: AtomicBool,
     newcomers: tokio::sync::Notify,
@@ -115,6 +118,7 @@ impl Users {
             login_tokens: account::login_token::LoginTokens::default(),
             page_sessions: account::page_session::PageSessions::default(),
             registering: KeyedLock::default(),
+            hand: reports_told::Hand::default(),
             welcomes: AtomicBool::new(false),
             newcomers: tokio::sync::Notify::new(),
         }))

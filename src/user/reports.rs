@@ -43,7 +43,12 @@ impl Users {
             score,
             excerpt: text.map(|text| bounded(text, EXCERPT_CHARS_MAX)),
         };
-        let number = self.write(move |w| Ok(report::add(w, by, &report)?)).await?;
+        // Only of events a bot can be told.
+        let is_owed = self.tells_reports() && report.event_id.is_some();
+        let number = self.write(move |w| Ok(report::add(w, by, &report, is_owed)?)).await?;
+        if is_owed {
+            self.owes_report();
+        }
         tracing::warn!(by = %requester.user_id, number, "something was reported: `snug reports` shows it");
         Ok(number)
     }

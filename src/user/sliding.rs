@@ -8,6 +8,7 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
+use tracing::Instrument;
 
 use super::{Error, Requester, Users};
 use crate::base::shares::{Owner, Shares};
@@ -162,7 +163,7 @@ impl Users {
                 }
             }
         };
-        crate::base::detached(tidying);
+        tokio::spawn(tidying.in_current_span());
     }
 }
 

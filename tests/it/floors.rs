@@ -65,6 +65,7 @@ const FLOORS: &[Floors] = &[
             ("device", "lookup sharing"),
             ("account", "lookup sharing device"),
             ("reports", "lookup"),
+            ("reports_told", "lookup account"),
             ("presence", "lookup sharing device"),
             ("calls", ""),
             ("sync", "lookup sharing device settings"),

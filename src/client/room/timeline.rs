@@ -19,10 +19,10 @@ use crate::room::{ANSWER_BYTES, Direction, Events, PAGE_EVENTS_MAX, Paging, Read
 /// 404 `M_NOT_FOUND` when the room or event is not known or the user may not see it. What a redacted event said (MSC2815): 403
 /// `M_FORBIDDEN` when the user may not redact events of others; 404 when it is not kept.
 pub async fn event(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let requester = auth::requester(&client, &request).await?;
+    let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
+    let requester = auth::even_reporter(&client, &request, Some((&room_id, &event_id))).await?;
     let is_admin = requester.is_admin;
     let reader = reader(requester);
-    let (room_id, event_id) = (room_id(&request)?, event_id(&request)?);
     let event = match unredacted(&request)? {
         false => client.rooms.event(&reader, &room_id, &event_id).await?,
         true => match client.rooms.unredacted(&reader, &room_id, &event_id, is_admin).await? {

@@ -171,6 +171,11 @@ impl Web {
         self.clock.now_ms()
     }
 
+    /// The addresses of a host, private ones among them.
+    pub(in crate::remote) async fn addresses_of(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
+        self.names.all_addresses(host).await
+    }
+
     /// Asks, follows redirects, and returns the answer with its body still to be read. Any status is an answer.
     pub async fn ask(&self, request: WebRequest, limits: WebLimits) -> Result<WebAnswer, WebFailed> {
         self.ask_noting(request, limits, &Contact::default()).await

@@ -8,7 +8,9 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::schema::{MEDIA, MEDIA_FILE, MEDIA_GONE, MEDIA_IDLE, MEDIA_MARK, MEDIA_PROMISED, MEDIA_USED};
+use crate::store::schema::{
+    MEDIA, MEDIA_CLEAN, MEDIA_FILE, MEDIA_GONE, MEDIA_IDLE, MEDIA_MARK, MEDIA_PROMISED, MEDIA_USED,
+};
 use crate::store::tables::{self, thumbnail};
 use crate::store::{Error, Get, Result, UserNum, Write};
 
@@ -114,6 +116,7 @@ pub fn remove(w: &mut Write<'_>, server: &str, media_id: &str) -> Result<Option<
             w.remove(&MEDIA_FILE, media.file.as_bytes())?;
             w.put(&MEDIA_GONE, media.file.as_bytes(), b"")?;
             thumbnail::forget(w, &media.file)?;
+            w.remove(&MEDIA_CLEAN, media.file.as_bytes())?;
             used.all = used.all.saturating_sub(media.bytes);
         }
         uses => w.put(&MEDIA_FILE, media.file.as_bytes(), &(uses - 1).to_be_bytes())?,
@@ -207,6 +210,19 @@ fn put_mark(w: &mut Write<'_>, key: &[u8], mark: &Mark) -> Result<()> {
     match *mark == Mark::default() {
         true => w.remove(&MEDIA_MARK, key).map(drop),
         false => tables::put_json(w, &MEDIA_MARK, key, mark),
+    }
+}
+
+/// Whether a file was called clean.
+pub fn is_clean(get: &impl Get, file: &str) -> Result<bool> {
+    Ok(get.get(&MEDIA_CLEAN, file.as_bytes())?.is_some())
+}
+
+/// Notes that a file is clean, if there is one.
+pub fn set_clean(w: &mut Write<'_>, file: &str, now_ms: u64) -> Result<()> {
+    match file_uses(w, file)? {
+        0 => Ok(()),
+        _ => w.put(&MEDIA_CLEAN, file.as_bytes(), &now_ms.to_be_bytes()),
     }
 }
 

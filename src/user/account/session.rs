@@ -9,6 +9,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, UserId};
 use sha2::{Digest, Sha256};
+use tracing::Instrument;
 
 use super::{Pace, Standing};
 use crate::base::{Owner, Shares};
@@ -49,7 +50,7 @@ pub struct Requester {
     /// The application service that makes the request, with its own token.
     pub service: Option<Arc<str>>,
     /// When the token ends.
-    pub(super) expires_ms: Option<u64>,
+    pub(in crate::user) expires_ms: Option<u64>,
 }
 
 /// The options of a login.
@@ -244,7 +245,7 @@ impl Users {
                 tracing::debug!("the last-seen time of a device could not be stored: {failed}");
             }
         };
-        crate::base::detached(noting);
+        tokio::spawn(noting.in_current_span());
     }
 }
 

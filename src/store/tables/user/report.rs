@@ -1,4 +1,5 @@
-//! What users reported to this server's administrator: number, counted up → the report.
+//! What users reported to this server's administrator: number, counted up → the report. Those that a bot is still to be told of are
+//! noted beside it, and the note ends with the report.
 //!
 //! The newest are kept: of one user so many, and of all together so many, where whoever reported most loses the oldest.
 
@@ -7,7 +8,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::store::schema::{REPORT, REPORT_BY};
+use crate::store::schema::{REPORT, REPORT_BY, REPORT_OWED};
 use crate::store::{Error, Get, Result, UserNum, Write};
 
 /// Reports kept of one user, and of all. One has 6 KiB at most (1,000 and 300 characters, three ids of 255 bytes): 12 MiB on
@@ -38,8 +39,9 @@ pub struct Report {
     pub excerpt: Option<String>,
 }
 
-/// Keeps a report; answers its number. Bounded by the reports that are kept, some bytes each.
-pub fn add(w: &mut Write<'_>, by: UserNum, report: &Report) -> Result<u32> {
+/// Keeps a report, and notes that a bot is to be told of it when it `is_owed`; answers its number. Bounded by the reports that are
+/// kept, some bytes each.
+pub fn add(w: &mut Write<'_>, by: UserNum, report: &Report, is_owed: bool) -> Result<u32> {
     let next = match w.last_in_prefix(&REPORT, b"")? {
         Some((row, _)) => number(&row)? + 1,
         None => 1,
@@ -56,12 +58,42 @@ pub fn add(w: &mut Write<'_>, by: UserNum, report: &Report) -> Result<u32> {
     let busiest = || of.iter().max_by_key(|(_, own)| own.len()).map(|(user, own)| (*user, own[0]));
     if let Some((user, oldest)) = own.or_else(|| if all >= ALL_MAX { busiest() } else { None }) {
         w.remove(&REPORT, &oldest.to_be_bytes())?;
+        w.remove(&REPORT_OWED, &oldest.to_be_bytes())?;
         w.remove(&REPORT_BY, &by_key(user, oldest))?;
     }
     let text = serde_json::to_vec(report).map_err(|_| Error::corrupt(&REPORT, &next.to_be_bytes()))?;
     w.put(&REPORT, &next.to_be_bytes(), &text)?;
     w.put(&REPORT_BY, &by_key(by, next), b"")?;
+    if is_owed {
+        w.put(&REPORT_OWED, &next.to_be_bytes(), &[0])?;
+    }
     Ok(next)
+}
+
+/// The first report behind a number that a bot is to be told of, and how often it would not have it.
+pub fn next_owed(get: &impl Get, after: u32) -> Result<Option<(u32, u8, Report)>> {
+    let mut found = None;
+    get.range(&REPORT_OWED, &after.saturating_add(1).to_be_bytes(), None, false, &mut |row, value| {
+        found = Some((number(row)?, value.first().copied().unwrap_or(0)));
+        Ok(ControlFlow::Break(()))
+    })?;
+    let Some((number, times)) = found else { return Ok(None) };
+    let row = get.get(&REPORT, &number.to_be_bytes())?;
+    let row = row.ok_or_else(|| Error::corrupt(&REPORT_OWED, &number.to_be_bytes()))?;
+    let report = serde_json::from_slice(&row).map_err(|_| Error::corrupt(&REPORT, &number.to_be_bytes()))?;
+    Ok(Some((number, times, report)))
+}
+
+/// Notes how often a bot would not have a report; with nothing, that it is to be told no more.
+pub fn set_owed(w: &mut Write<'_>, number: u32, times: Option<u8>) -> Result<()> {
+    match times {
+        // Removed meanwhile, it is owed no more.
+        Some(times) if w.get(&REPORT_OWED, &number.to_be_bytes())?.is_some() => {
+            w.put(&REPORT_OWED, &number.to_be_bytes(), &[times])
+        }
+        Some(_) => Ok(()),
+        None => w.remove(&REPORT_OWED, &number.to_be_bytes()).map(drop),
+    }
 }
 
 /// At most `most` reports behind a number, oldest first.
@@ -92,6 +124,7 @@ pub fn remove(w: &mut Write<'_>, number: u32) -> Result<bool> {
         w.remove(&REPORT_BY, &by_key(by, number))?;
     }
     w.remove(&REPORT, &number.to_be_bytes())?;
+    w.remove(&REPORT_OWED, &number.to_be_bytes())?;
     Ok(true)
 }
 
@@ -124,9 +157,9 @@ mod tests {
                 excerpt: None,
             };
             let (anna, bob) = (user::intern(w, "@anna:x")?, user::intern(w, "@bob:x")?);
-            assert_eq!(add(w, bob, &report("@bob:x"))?, 1);
+            assert_eq!(add(w, bob, &report("@bob:x"), false)?, 1);
             for _ in 0..OF_ONE_MAX + 5 {
-                add(w, anna, &report("@anna:x"))?;
+                add(w, anna, &report("@anna:x"), false)?;
             }
             let all = list(w, 0, usize::MAX)?;
             assert_eq!((all.len(), all[0].0, all[1].0), (OF_ONE_MAX + 1, 1, 7));
@@ -138,7 +171,7 @@ mod tests {
             for n in 0..ALL_MAX {
                 let by = format!("@{}:x", n % 50);
                 let num = user::intern(w, &by)?;
-                add(w, num, &report(&by))?;
+                add(w, num, &report(&by), false)?;
             }
             let all = list(w, 0, usize::MAX)?;
             assert_eq!(all.len(), ALL_MAX);
