@@ -652,8 +652,8 @@ fn search(snug: &mut Snug, owner: &Person, other: &Person, events: u64) -> io::R
         Ok(std::ops::ControlFlow::Continue(()))
     };
     snug::store::tables::room::list(&read, count).map_err(io::Error::other)?;
-    use snug::store::schema::{EVENT, EVENT_BODY, EVENT_ID, TIMELINE};
-    for table in [&EVENT, &EVENT_BODY, &EVENT_ID, &TIMELINE] {
+    use snug::store::schema::{EVENT, EVENT_BODY, EVENT_ID, EVENT_ID_RECENT, TIMELINE};
+    for table in [&EVENT, &EVENT_BODY, &EVENT_ID, &EVENT_ID_RECENT, &TIMELINE] {
         let sum = &mut |key: &[u8], value: &[u8]| {
             stored += (key.len() + value.len()) as u64;
             Ok(std::ops::ControlFlow::Continue(()))

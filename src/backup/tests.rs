@@ -294,11 +294,14 @@ async fn no_damaged_file_is_believed() {
     house.make(house.order("all.tar.zst")).await.unwrap();
     let path = house.target("all.tar.zst");
     let text = fs::read(&path).unwrap();
+    let whole = read(&source(&path)).unwrap();
     for at in (0..text.len()).step_by(1 + text.len() / 150) {
         let mut flipped = text.clone();
         flipped[at] ^= 1 << (at % 8);
         fs::write(&path, &flipped).unwrap();
-        assert!(read(&source(&path)).is_err(), "{at} of {}", text.len());
+        // Some bits of the packing say nothing, such as those that fill up the last byte of a stream.
+        let read_flipped = read(&source(&path));
+        assert!(read_flipped.is_err() || read_flipped.is_ok_and(|kept| kept == whole), "{at} of {}", text.len());
         fs::write(&path, &text[..at]).unwrap();
         assert!(read(&source(&path)).is_err(), "{at} of {}", text.len());
     }

@@ -35,6 +35,9 @@ pub trait Get {
     /// backwards when `rev`.
     fn range(&self, table: &Table, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()>;
 
+    /// How many rows the table has; read from one place.
+    fn count(&self, table: &Table) -> Result<u64>;
+
     /// The random key that ids are hashed with; each database has its own.
     fn hash_key(&self) -> &[u8; 16];
 
@@ -142,6 +145,10 @@ impl Get for Read {
             Some(open) => open.walk(from, to_exclusive, rev, f),
             None => Ok(()),
         }
+    }
+
+    fn count(&self, table: &Table) -> Result<u64> {
+        self.table(table)?.map_or(Ok(0), |open| open.count())
     }
 
     fn hash_key(&self) -> &[u8; 16] {
@@ -511,6 +518,12 @@ impl Get for Write<'_> {
         let (_, open) = self.table(table)?;
         let open = open.borrow();
         self.noting(open.walk(from, to_exclusive, rev, f))
+    }
+
+    fn count(&self, table: &Table) -> Result<u64> {
+        let (_, open) = self.table(table)?;
+        let open = open.borrow();
+        self.noting(open.count())
     }
 
     fn hash_key(&self) -> &[u8; 16] {

@@ -29,10 +29,11 @@ pub(super) const JOURNAL_BYTES: u64 = 8 << 20;
 /// Bytes of one record at most, and of the buffer it is made in. A larger group is committed by redb alone.
 pub(super) const RECORD_BYTES_MAX: usize = 256 << 10;
 
-/// Rows between two checkpoints at most, of some 450 messages. A start after a power cut reads the pages that they change:
-/// about three of a message's nine rows have one of their own, so that a card of 1,500 reads a second takes a second. redb
-/// remembers each page that is changed, some 64 bytes for one, and the file grows by these pages.
-const ROWS_MAX: u32 = 4 << 10;
+/// Rows between two checkpoints at most, of some 500 messages. A start after a power cut reads the pages that they change. Of a
+/// message's twelve rows few have a page of their own; where a third has, such as memberships of many rooms, a card of 1,500
+/// reads a second takes a second and a half. redb remembers each page that is changed, some 64 bytes for one, and the file
+/// grows by these pages.
+const ROWS_MAX: u32 = 6 << 10;
 
 /// Changes lie in the journal alone for this long at most; a server where nothing is written is not woken for it.
 const CHECKPOINT_AFTER: Duration = Duration::from_secs(3600);

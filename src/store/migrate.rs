@@ -4,14 +4,14 @@ use super::schema::META;
 use super::{Error, Get, Result, Write, counters};
 
 /// The format this program writes.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 4;
 /// The oldest format it can read: no released version wrote an older one.
 const OLDEST: u32 = 2;
 pub(super) const FORMAT_ROW: &[u8] = b"format";
 
 /// One step for each format version; the first takes the oldest to the next. Each is one transaction with the change of the
 /// version number in it, so a power cut leaves the format before or after it.
-const STEPS: &[fn(&mut Write) -> Result<()>] = &[to_3];
+const STEPS: &[fn(&mut Write) -> Result<()>] = &[to_3, to_4];
 const _: () = assert!(STEPS.len() as u32 + OLDEST == FORMAT, "there is a step from every format to the next");
 
 /// Takes the database one step nearer to `FORMAT`; true when it has arrived. A new database starts there. A format
@@ -49,6 +49,12 @@ pub(super) fn check(format: u32) -> Result<u32> {
 /// The position and the counters are one row.
 fn to_3(w: &mut Write) -> Result<()> {
     counters::gather(w)
+}
+
+/// New event ids and transaction ids are in tables that programs of format 3 do not look in. What is in the old ones stays
+/// there: ids for good, transactions for their day.
+fn to_4(_: &mut Write) -> Result<()> {
+    Ok(())
 }
 
 #[cfg(test)]

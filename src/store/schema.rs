@@ -24,6 +24,11 @@ impl Table {
     const fn shaped(self, shape: Shape) -> Table {
         Table { shape, ..self }
     }
+
+    /// The lengths of its keys and of its values, each where all are alike.
+    pub fn lengths(&self) -> (Option<usize>, Option<usize>) {
+        self.shape.lengths()
+    }
 }
 
 // ---- store: the engine itself
@@ -213,7 +218,9 @@ pub const EVENT: Table =
 pub const EVENT_BODY: Table =
     table("event_body", "room", "BodyNum → how it is packed, the packed event").shaped(Shape::Key4);
 pub const EVENT_ID: Table =
-    table("event_id", "room", "keyed hash48(event id), EventNum → nothing").shaped(Shape::Key10);
+    table("event_id", "room", "keyed hash48(event id), EventNum → nothing; but for recent ones").shaped(Shape::Key10);
+pub const EVENT_ID_RECENT: Table =
+    table("event_id_recent", "room", "as event_id, of at most 8,192 new events").shaped(Shape::Key10);
 pub const REDACTION_PENDING: Table =
     table("redaction_pending", "room", "keyed hash128(RoomNum, event id we lack) → EventNums of its redactions");
 pub const MASS_REDACTION: Table = table(
@@ -275,7 +282,13 @@ pub const THREAD_SUBSCRIPTION: Table = table(
 );
 pub const THREAD_SUBSCRIPTION_LOG: Table =
     table("thread_subscription_log", "room", "local UserNum, Position → RoomNum, EventNum; the latest change of each");
-pub const TXN: Table = table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; kept for a day");
+pub const TXN: Table =
+    table("txn", "room", "UserNum, hash128(device, transaction id) → EventNum; of format 3, empty after a day");
+pub const TXN_ID: Table = table(
+    "txn_id",
+    "room",
+    "UserNum, hash32(device), the transaction id's beginning, hash64 of it all → EventNum; kept for a day",
+);
 pub const TXN_EVENT: Table = table("txn_event", "room", "EventNum → expiry, user, device, transaction id");
 pub const TOLD_ROOM: Table = table(
     "told_room",
@@ -441,6 +454,7 @@ pub const TABLES: &[&Table] = &[
     &EVENT,
     &EVENT_BODY,
     &EVENT_ID,
+    &EVENT_ID_RECENT,
     &REDACTION_PENDING,
     &MASS_REDACTION,
     &USER_REDACTION,
@@ -468,6 +482,7 @@ pub const TABLES: &[&Table] = &[
     &THREAD_SUBSCRIPTION,
     &THREAD_SUBSCRIPTION_LOG,
     &TXN,
+    &TXN_ID,
     &TXN_EVENT,
     &STICKY,
     &DELAYED,

@@ -35,12 +35,18 @@ pub enum Shape {
 impl Shape {
     /// Whether a row has these lengths.
     pub(super) fn fits(self, key: &[u8], value: &[u8]) -> bool {
+        let (keys, values) = self.lengths();
+        keys.is_none_or(|length| key.len() == length) && values.is_none_or(|length| value.len() == length)
+    }
+
+    /// The lengths of keys and values, each where all are alike.
+    pub(super) fn lengths(self) -> (Option<usize>, Option<usize>) {
         match self {
-            Shape::Free => true,
-            Shape::Key4 => key.len() == 4,
-            Shape::Key9Value4 => key.len() == 9 && value.len() == 4,
-            Shape::Key10 => key.len() == 10 && value.is_empty(),
-            Shape::Key12 => key.len() == 12 && value.is_empty(),
+            Shape::Free => (None, None),
+            Shape::Key4 => (Some(4), None),
+            Shape::Key9Value4 => (Some(9), Some(4)),
+            Shape::Key10 => (Some(10), Some(0)),
+            Shape::Key12 => (Some(12), Some(0)),
         }
     }
 }
@@ -94,12 +100,12 @@ pub(super) trait ReadRows {
     /// Calls `f` with the value without copying it; false when there is none.
     fn with(&self, key: &[u8], f: &mut dyn FnMut(&[u8])) -> Result<bool>;
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()>;
+    /// How many rows the table says it has.
+    fn count(&self) -> Result<u64>;
 }
 
 /// A table in a snapshot, page by page: rows behind a damaged page are still found.
 pub(super) trait SurveyRows: ReadRows {
-    /// How many rows the table says it has.
-    fn count(&self) -> Result<u64>;
     /// Calls `f` with each row from `from` on, and reads no page beyond the current one.
     fn onward(&self, from: &[u8], f: Visitor) -> Result<()>;
     /// The same backwards from below `to_exclusive`, or from the end.
@@ -224,13 +230,13 @@ impl<K: Key + Bytes, V: Bytes> ReadRows for Snapshot<K, V> {
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
         walk(self.name, &self.open, from, to_exclusive, rev, f)
     }
-}
 
-impl<K: Key + Bytes, V: Bytes> SurveyRows for Snapshot<K, V> {
     fn count(&self) -> Result<u64> {
         guard::reading(self.name, || self.open.len())
     }
+}
 
+impl<K: Key + Bytes, V: Bytes> SurveyRows for Snapshot<K, V> {
     fn onward(&self, from: &[u8], f: Visitor) -> Result<()> {
         let mut cursor = guard::reading(self.name, || self.open.lower_bound(Bound::Included(from)))?;
         while let Some((key, value)) = guard::reading(self.name, || cursor.next())? {
@@ -262,6 +268,10 @@ impl<K: Key + Bytes, V: Bytes> ReadRows for Changing<'_, K, V> {
 
     fn walk(&self, from: &[u8], to_exclusive: Option<&[u8]>, rev: bool, f: Visitor) -> Result<()> {
         walk(self.name, &self.open, from, to_exclusive, rev, f)
+    }
+
+    fn count(&self) -> Result<u64> {
+        guard::reading(self.name, || self.open.len())
     }
 }
 

@@ -3,15 +3,17 @@
 //! An event is three rows. The *row* holds the columns, under the event's number; numbers are topological within a
 //! room (an event's auth events have smaller ones, asserted at insertion), so auth chains and differences are one
 //! descending pass over neighbouring rows. The *body* is under an arrival number of its own, so that a join can store
-//! bodies as they stream in and number them when their order is known. The *id* leads from a keyed hash to the number.
+//! bodies as they stream in and number them when their order is known. The *id* leads from a keyed hash to the number
+//! (`event_id.rs`).
 
 use std::ops::ControlFlow;
 
 use super::body::{self, Known, Wants};
+use super::event_id;
 use super::event_row::{Id, Membership, Row};
 use crate::base::shares::{Held, of_the_busiest};
 use crate::store::num::KEYS_OF_A_KIND_MAX;
-use crate::store::schema::{EVENT, EVENT_BODY, EVENT_ID, FOLLOWED, REDACTION_PENDING, STATE_KEY};
+use crate::store::schema::{EVENT, EVENT_BODY, FOLLOWED, REDACTION_PENDING, STATE_KEY};
 use crate::store::tables::{room, user};
 use crate::store::{BodyNum, EventNum, RoomNum, StateKeyNum};
 use crate::store::{Error, Get, Result, Write};
@@ -32,29 +34,12 @@ pub fn reserve_bodies(w: &mut Write, count: u32) -> Result<BodyNum> {
 
 /// The number of an event id, when the event is stored.
 pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
-    let hash = get.hash128(&[id.as_bytes()]);
-    let mut found = Vec::new();
-    get.prefix(&EVENT_ID, &hash[..ID_HASH_BYTES], &mut |key, _| {
-        found.push(EventNum::from_key(&key[ID_HASH_BYTES..]).ok_or_else(|| Error::corrupt(&EVENT_ID, key))?);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    // Nearly always one. Other events can share these few bits of the hash, which an outsider cannot aim at.
-    for num in found {
+    for num in event_id::candidates(get, id)? {
         if stored_id(get, num)?.is_some_and(|stored| stored.text() == id) {
             return Ok(Some(num));
         }
     }
     Ok(None)
-}
-
-/// This much of an id's hash leads to its event: the hit is compared with the event's row.
-const ID_HASH_BYTES: usize = 6;
-
-fn id_key(hash: &[u8; 16], num: EventNum) -> [u8; ID_HASH_BYTES + 4] {
-    let mut key = [0; ID_HASH_BYTES + 4];
-    key[..ID_HASH_BYTES].copy_from_slice(&hash[..ID_HASH_BYTES]);
-    key[ID_HASH_BYTES..].copy_from_slice(&num.to_key());
-    key
 }
 
 /// An event's columns.
@@ -95,15 +80,12 @@ pub fn put_rows<'r>(w: &mut Write, sorted: impl Iterator<Item = (EventNum, &'r R
 
 /// Makes the id lead to the number.
 pub fn put_id(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
-    let hash = w.hash128(&[id.as_bytes()]);
-    w.put(&EVENT_ID, &id_key(&hash, num), &[])
+    event_id::put(w, id, num)
 }
 
 /// The same for many ids, whose hashes a large join has sorted.
 pub fn put_id_hashes(w: &mut Write, sorted: &[([u8; 16], EventNum)]) -> Result<()> {
-    let mut rows: Vec<_> = sorted.iter().map(|(hash, num)| (id_key(hash, *num), [])).collect();
-    rows.sort_unstable(); // those whose kept part of the hash is the same
-    w.put_sorted(&EVENT_ID, &rows)
+    event_id::put_hashes(w, sorted)
 }
 
 /// Forgets a body that no row names.
@@ -119,8 +101,7 @@ pub fn stored_body(get: &impl Get, num: BodyNum) -> Result<Vec<u8>> {
 /// Forgets an event's row and id, and leaves its body: for taking back a failed join.
 pub fn remove_row(w: &mut Write, num: EventNum) -> Result<()> {
     let Some(row) = row(w, num)? else { return Ok(()) };
-    let hash = w.hash128(&[row.id.text().as_bytes()]);
-    w.remove(&EVENT_ID, &id_key(&hash, num))?;
+    event_id::remove(w, &row.id.text(), num)?;
     w.remove(&EVENT, &num.to_key()).map(drop)
 }
 
@@ -276,8 +257,7 @@ pub fn replace_body(w: &mut Write, row: &Row, canonical: &[u8]) -> Result<()> {
 /// to it any more.
 pub fn remove(w: &mut Write, num: EventNum) -> Result<()> {
     let Some(row) = row(w, num)? else { return Ok(()) };
-    let hash = w.hash128(&[row.id.text().as_bytes()]);
-    w.remove(&EVENT_ID, &id_key(&hash, num))?;
+    event_id::remove(w, &row.id.text(), num)?;
     w.remove(&EVENT_BODY, &row.body.to_key())?;
     w.remove(&EVENT, &num.to_key())?;
     super::redacted::remove(w, num)

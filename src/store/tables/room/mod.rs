@@ -12,6 +12,7 @@ pub mod auth_graph;
 pub mod blocked;
 pub mod body;
 pub mod event;
+mod event_id;
 pub mod event_pile;
 pub mod event_set;
 pub mod mass_redaction;

@@ -158,6 +158,10 @@ impl Get for Counting {
         self.0.range(table, from, to, rev, f)
     }
 
+    fn count(&self, table: &Table) -> Result<u64> {
+        self.0.count(table)
+    }
+
     fn hash_key(&self) -> &[u8; 16] {
         self.0.hash_key()
     }
