@@ -167,8 +167,13 @@ impl ChunkWriter {
 
     /// Ends the piece when it is long enough.
     pub async fn pause(&self) {
+        self.pause_at(PAUSE_BYTES).await;
+    }
+
+    /// Ends the piece when it has so many bytes.
+    pub async fn pause_at(&self, bytes: usize) {
         let mut paused = false;
-        std::future::poll_fn(|_| match !paused && self.paper().len() >= PAUSE_BYTES {
+        std::future::poll_fn(|_| match !paused && self.paper().len() >= bytes {
             true => {
                 paused = true;
                 Poll::Pending

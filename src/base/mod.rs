@@ -41,7 +41,7 @@ pub use live::Live;
 pub use pace::BatchSize;
 pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
 pub use random::Random;
-pub use ranked::{Ranked, ranked};
+pub use ranked::{Place, Ranked, ranked, rows_ranked};
 pub use recent::Recent;
 pub use shares::{Owner, Shares};
 pub use small_file::read_small;

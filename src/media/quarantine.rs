@@ -17,14 +17,11 @@ use crate::store::{Read, UserNum, WriteError};
 
 /// Characters of a text by which files are put in order.
 const ORDER_CHARS: usize = 48;
-/// Files looked at in one step.
-const LOOKED_AT: usize = 200;
+/// Files looked at in one step, of up to 1.3 KiB each where somebody chose long names: 21 KiB.
+const LOOKED_AT: usize = 16;
 /// Files removed in one write, each about four rows.
 const STEP: usize = 32;
-/// The texts of one page, in bytes: behind the file that reaches it the page ends. One has a name and a type of 255 characters.
-const FOUND_BYTES_MAX: usize = 32 * 1024;
-
-/// A file as a list shows it.
+/// A file as a list shows it, with a name and a type of 255 characters.
 #[derive(Debug, Clone)]
 pub struct ListedFile {
     pub media_id: String,
@@ -59,7 +56,7 @@ pub enum MediaOrder {
 type Key = (u64, String, String);
 
 impl Media {
-    /// The uploads of a user of the ranks `from..from + most`, and how many there are in all.
+    /// The uploads of a user at the ranks `from..from + most`, and how many there are in all. `most` is at most 96.
     pub async fn uploads_of(
         &self,
         uploader: UserNum,
@@ -67,7 +64,7 @@ impl Media {
         backwards: bool,
         from: usize,
         most: usize,
-    ) -> Result<(Vec<ListedFile>, usize), Error> {
+    ) -> Result<(Vec<String>, usize), Error> {
         let media = self.clone();
         blocking(move || {
             let (read, here) = (media.0.parts.store.read()?, media.0.parts.server.as_str());
@@ -84,19 +81,38 @@ impl Media {
                     (page.into_iter().map(|key: Reverse<Key>| key.0).collect(), total)
                 }
             };
-            let (mut found, mut bytes) = (Vec::new(), 0);
-            for (_, _, media_id) in page {
-                let Some(row) = media::get(&read, here, &media_id)? else { continue };
-                let file = listed(&read, media_id, row)?;
-                bytes += file.text_bytes();
-                found.push(file);
-                if bytes >= FOUND_BYTES_MAX {
-                    break;
-                }
-            }
-            Ok((found, total))
+            Ok((page.into_iter().map(|(_, _, media_id)| media_id).collect(), total))
         })
         .await
+    }
+
+    /// One upload, for a long answer: it blocks. None for one that is not there any more.
+    pub fn listed_now(&self, media_id: &str) -> Result<Option<ListedFile>, Error> {
+        let read = self.0.parts.store.read()?;
+        let row = media::get(&read, self.0.parts.server.as_str(), media_id)?;
+        Ok(row.map(|row| listed(&read, media_id.to_owned(), row)).transpose()?)
+    }
+
+    /// How many files each of some users has uploaded in a time, and their bytes. One walk over the uploads of everybody.
+    pub async fn uploads_by(
+        &self,
+        users: Vec<UserNum>,
+        times_ms: std::ops::Range<u64>,
+    ) -> Result<Vec<(UserNum, u64, u64)>, Error> {
+        let mut counts: std::collections::BTreeMap<UserNum, (u64, u64)> =
+            users.iter().map(|user| (*user, (0, 0))).collect();
+        let mut after = String::new();
+        while let Some((page, last)) = self.page(after).await? {
+            after = last;
+            for (_, row) in page {
+                if let Some(count) = row.uploader.and_then(|num| counts.get_mut(&UserNum(num)))
+                    && times_ms.contains(&row.created_ms)
+                {
+                    *count = (count.0 + 1, count.1 + row.bytes);
+                }
+            }
+        }
+        Ok(users.into_iter().map(|user| (user, counts[&user].0, counts[&user].1)).collect())
     }
 
     /// One file of this server, or one that is kept of another.
@@ -230,13 +246,6 @@ impl Media {
         let page = page.await?;
         let last = page.last().map(|(id, _)| id.clone());
         Ok(last.map(|last| (page, last)))
-    }
-}
-
-impl ListedFile {
-    fn text_bytes(&self) -> usize {
-        let texts = [&self.content_type, &self.name, &self.quarantined_by].into_iter().flatten();
-        self.media_id.len() + texts.map(String::len).sum::<usize>()
     }
 }
 

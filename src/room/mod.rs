@@ -143,6 +143,7 @@ pub use crate::store::tables::room::event_row::Membership;
 pub use crate::store::tables::room::task::{Close, Stage as TaskStage, Task};
 pub use crate::store::{EventNum, Position, RoomNum};
 pub use error::{Error, Result};
+pub use tasks::{TASKS_MAX, task_begun_ms};
 
 /// The parts the rooms are built from.
 pub struct Parts {

@@ -64,7 +64,7 @@ const NAMES_A_WALK: usize = 256;
 
 impl Rooms {
     /// The destinations of the ranks `from..from + most` whose names have a part, and how many there are in all. Reads the servers of
-    /// each room here in order of their names.
+    /// each room here in order of their names. `most` is at most 96.
     pub async fn destinations(
         &self,
         part: String,
@@ -130,7 +130,7 @@ impl Rooms {
     }
 
     /// The rooms here in which a server is, by their ids, of the ranks `from..from + most`, each with its latest position; and how many
-    /// there are in all. One lookup for each room here.
+    /// there are in all. One lookup for each room here. `most` is at most 96.
     pub async fn rooms_by_id_with(
         &self,
         server: &ServerName,

@@ -40,7 +40,7 @@ pub use account::page_session::form_token;
 pub use account::password::{PASSWORD_CHARS_MIN, check_new_password};
 pub use account::password_link::PasswordLink;
 pub use account::people::{PeoplePage, Person};
-pub use account::registration_token::{RegistrationToken, TOKEN_CHARS_MAX};
+pub use account::registration_token::{RegistrationToken, TOKEN_CHARS_MAX, TOKENS_MAX};
 pub use account::service::exclusive;
 pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};

@@ -12,9 +12,6 @@ pub const REASON_CHARS_MAX: usize = 1_000;
 /// Characters kept of a reported event's text.
 const EXCERPT_CHARS_MAX: usize = 300;
 
-/// What the texts of one page of reports take, in bytes: behind the report that reaches it the page ends. One has 6 KiB at most.
-const FOUND_BYTES_MAX: usize = 24 * 1024;
-
 /// What is reported.
 #[derive(Debug, Clone, Default)]
 pub struct Reported {
@@ -73,15 +70,15 @@ impl Users {
         self.read(move |get| Ok(report::count_up_to(get, most)?)).await
     }
 
-    /// The reports of the ranks `from..from + most` among those that are wanted, and how many these are: fewer where their texts
-    /// are long. All reports are read, 2,000 at most.
+    /// The numbers of the reports at the ranks `from..from + most` among those that are wanted, and how many these are. All reports are
+    /// read, one at a time, 2,000 at most.
     pub async fn find_reports(
         &self,
         wanted: impl Fn(&Report) -> bool + Send + 'static,
         backwards: bool,
         from: usize,
         most: usize,
-    ) -> Result<(Vec<(u32, Report)>, usize), Error> {
+    ) -> Result<(Vec<u32>, usize), Error> {
         self.read(move |get| {
             let (mut after, mut numbers) = (0, Vec::new());
             while let Some((number, report)) = report::list(get, after, 1)?.pop() {
@@ -93,18 +90,18 @@ impl Users {
             if backwards {
                 numbers.reverse();
             }
-            let (mut page, total, mut bytes) = (Vec::new(), numbers.len(), 0);
-            for number in numbers.into_iter().skip(from).take(most) {
-                let found = report::list(get, number - 1, 1)?;
-                bytes += found.iter().map(|(_, report)| text_bytes(report)).sum::<usize>();
-                page.extend(found);
-                if bytes >= FOUND_BYTES_MAX {
-                    break;
-                }
-            }
-            Ok((page, total))
+            let total = numbers.len();
+            numbers.drain(..from.min(total));
+            numbers.truncate(most);
+            Ok((numbers, total))
         })
         .await
+    }
+
+    /// A report, for a long answer: it blocks. None for a number that is none, or none any more.
+    pub fn report_now(&self, number: u32) -> Result<Option<Report>, Error> {
+        let found = report::list(&self.0.parts.store.read()?, number.saturating_sub(1), 1)?.pop();
+        Ok(found.filter(|(at, _)| *at == number).map(|(_, report)| report))
     }
 
     /// Removes a report. `NotFound` when there is none of that number.
@@ -115,10 +112,4 @@ impl Users {
         })
         .await
     }
-}
-
-/// Bytes of the texts of a report.
-fn text_bytes(report: &Report) -> usize {
-    let Report { by, room_id, event_id, user_id, reason, excerpt, .. } = report;
-    by.len() + [room_id, event_id, user_id, reason, excerpt].into_iter().flatten().map(String::len).sum::<usize>()
 }

@@ -61,6 +61,46 @@ async fn users_are_listed_filtered_ordered_and_paged() {
     again.refused(400, "M_UNKNOWN");
 }
 
+/// A list took all of the account in the two smallest budgets, of which the socket for commands has a part: every list was refused.
+#[tokio::test]
+async fn lists_have_every_row_under_the_smallest_budgets() {
+    for profile in ["router-32", "pi-zero-2w"] {
+        let house = TestServer::start_under(profile).await;
+        let [alice, bob, ..] = people(&house).await;
+        let server = bob.id.split_once(':').unwrap().1.to_owned();
+        let name = "n".repeat(1000);
+        for number in 0..120 {
+            let user = format!("{USERS}/@user{number:03}:{server}");
+            house.put(&user, &alice, json!({ "displayname": name })).await;
+        }
+        let all = format!("{USERS}?limit=1000");
+        let (one, two) = tokio::join!(house.get(&all, &alice), house.get(&all, &alice));
+        let (one, two) = (one.ok(), two.ok());
+        assert_eq!((names(&one).len(), &one["total"], &one["next_token"]), (124, &json!(124), &Value::Null));
+        assert_eq!(names(&two), names(&one));
+        assert!(one.to_string().len() > 120_000, "more than the account has");
+        let page = house.get(&format!("{USERS}?from=100&limit=20"), &alice).await.ok();
+        assert_eq!((names(&page).len(), &page["next_token"]), (20, &json!("120")));
+        let bots = house.get(&format!("{USERS}?not_user_type="), &alice).await.ok();
+        assert_eq!(bots["total"], 0);
+        for list in [
+            "rooms",
+            "event_reports",
+            "user_reports",
+            "federation/destinations",
+            "registration_tokens",
+            "statistics/users/media",
+            "scheduled_tasks",
+        ] {
+            house.get(&format!("{V1}/{list}"), &alice).await.ok();
+        }
+        let accounts = house.server().budget.accounts();
+        let admin = accounts.iter().find(|account| account.name() == "admin").unwrap();
+        assert!(admin.high_water() <= 128 * 1024, "{} bytes", admin.high_water());
+        house.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn accounts_are_made_changed_and_closed() {
     let house = TestServer::start().await;
@@ -284,6 +324,13 @@ async fn rooms_are_deleted_and_blocked() {
     delete(&unknown, json!({})).await.refused(404, "M_NOT_FOUND");
     delete(&unknown, json!({ "block": true })).await.ok();
     assert_eq!(house.get(&format!("{unknown}/block"), alice).await.ok()["block"], true);
+    let unknown = unknown.replace("/v1/", "/v2/");
+    let id = delete(&unknown, json!({ "block": true })).await.ok()["delete_id"].as_str().unwrap().to_owned();
+    let status = house.get(&format!("/_synapse/admin/v2/rooms/delete_status/{id}"), alice).await.ok();
+    assert_eq!(status["status"], "complete");
+    let tasks = house.get(&format!("{V1}/scheduled_tasks?resource_id=!unknown:elsewhere"), alice).await.ok();
+    let tasks = tasks["scheduled_tasks"].as_array().unwrap();
+    assert_eq!((tasks.len(), &tasks[1]["id"], &tasks[1]["status"]), (2, &json!(id), &json!("complete")));
 }
 
 #[tokio::test]

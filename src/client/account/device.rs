@@ -40,7 +40,8 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     let device_id = request.param("device_id");
     if requester.service.is_some() {
         request.limit_user(&rates::NOTE, requester.user_id.as_str())?;
-        let created = client.users.create_device(&requester, device_id, body.display_name).await?;
+        let created =
+            client.users.create_device(requester.user_num, &requester.user_id, device_id, body.display_name).await?;
         let status = if created { StatusCode::CREATED } else { StatusCode::OK };
         return Ok(Response::json_with(status, &json!({})));
     }

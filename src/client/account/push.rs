@@ -11,7 +11,7 @@ use crate::user::SetPusher;
 /// GET /_matrix/client/v3/pushers
 pub async fn pushers(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
-    stream(&client, client.users.pushers(requester.user_num).await?).await
+    stream(&client, client.users.pushers(requester.user_num, false).await?).await
 }
 
 /// POST /_matrix/client/v3/pushers/set

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ruma::OwnedServerName;
 use serde_json::{Value, json};
 
-use super::{Page, administrator, administrator_with_memory, answer, done};
+use super::{NAMED_ROWS_MAX, Page, administrator, administrator_with_memory, beside, done};
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::{Destination, DestinationOrder};
@@ -26,14 +26,11 @@ pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Err
         }
     };
     let part = request.query("destination").unwrap_or_default();
-    let (found, total) = client.rooms.destinations(part, order, page.backwards, page.from, page.most).await?;
-    let (destinations, count) = super::list("destinations", found, shown);
-    let next = page.from + count;
-    let mut rest = json!({ "total": total });
-    if next < total && page.most > 0 {
-        rest["next_token"] = next.to_string().into();
-    }
-    answer(destinations, rest, grant)
+    let (found, total) =
+        client.rooms.destinations(part, order, page.backwards, page.from, page.most.min(NAMED_ROWS_MAX)).await?;
+    let (many, rest) = (found.len(), beside(page, found.len(), total, |next| next.to_string().into()));
+    let row = Box::new(move |at: usize| Ok(Some(shown(&found[at]))));
+    Ok(super::listed(grant, "destinations", many, rest, row))
 }
 
 fn shown(one: &Destination) -> Value {
@@ -61,20 +58,15 @@ pub async fn rooms(client: Arc<Client>, request: Request) -> Result<Response, Er
     let page = Page::of(&request)?;
     let one = known(&client, &request).await?;
     let server: OwnedServerName = request.param_as("destination")?;
-    let (found, total) = client.rooms.rooms_by_id_with(&server, page.backwards, page.from, page.most).await?;
+    let (found, total) =
+        client.rooms.rooms_by_id_with(&server, page.backwards, page.from, page.most.min(NAMED_ROWS_MAX)).await?;
+    let (many, rest) = (found.len(), beside(page, found.len(), total, |next| next.to_string().into()));
     // What it has of a room is what it has of everything.
-    let stood = |latest: u64| latest.min(one.position);
-    let (rooms, count) = super::list(
-        "rooms",
-        found,
-        |(room_id, latest)| json!({ "room_id": room_id, "stream_ordering": stood(*latest) }),
-    );
-    let next = page.from + count;
-    let mut rest = json!({ "total": total });
-    if next < total && page.most > 0 {
-        rest["next_token"] = next.to_string().into();
-    }
-    answer(rooms, rest, grant)
+    let row = Box::new(move |at: usize| {
+        let (room_id, latest) = &found[at];
+        Ok(Some(json!({ "room_id": room_id, "stream_ordering": *latest.min(&one.position) })))
+    });
+    Ok(super::listed(grant, "rooms", many, rest, row))
 }
 
 /// POST /_synapse/admin/v1/federation/destinations/{destination}/reset_connection: it is tried with the next thing there is for it.

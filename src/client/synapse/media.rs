@@ -6,7 +6,8 @@ use ruma::{OwnedRoomId, OwnedServerName, ServerName};
 use serde_json::{Value, json};
 
 use super::{
-    Page, administrator, administrator_with_memory, administrator_with_stream, answer, done, flag, local_user, user,
+    NAMED_ROWS_MAX, Page, administrator, administrator_with_memory, administrator_with_stream, beside, done, flag,
+    local_user, user,
 };
 use crate::base::{self, ChunkError, ChunkWriter, Chunks};
 use crate::client::{Client, Error};
@@ -15,30 +16,35 @@ use crate::media::{ListedFile, MediaOrder};
 
 /// The day's length.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// A time before this one was given in seconds; as Synapse has it.
+const MS_OF_1971: u64 = 30_000_000_000;
 
 /// GET /_synapse/admin/v1/users/{user_id}/media: the newest first, unless an order or a direction is named.
 pub async fn of_user(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (_, grant) = administrator_with_memory(&client, &request).await?;
     let (page, found, total) = uploads(&client, &request).await?;
-    let (media, count) = super::list("media", found, shown);
-    let next = page.from + count;
-    let mut rest = json!({ "total": total });
-    if next < total && page.most > 0 {
-        rest["next_token"] = next.into();
-    }
-    answer(media, rest, grant)
+    let user_id = user(&request)?;
+    let (many, rest) = (found.len(), beside(page, found.len(), total, |next| next.into()));
+    let row = Box::new(move |at: usize| {
+        Ok(client.media.listed_now(&found[at])?.map(|file| {
+            let mut about = shown(&file);
+            about["user_id"] = user_id.as_str().into();
+            about
+        }))
+    });
+    Ok(super::listed(grant, "media", many, rest, row))
 }
 
 /// DELETE /_synapse/admin/v1/users/{user_id}/media: those that the list of the same parameters has on its page.
 pub async fn delete_of_user(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (by, _grant) = administrator_with_memory(&client, &request).await?;
     let (_, found, _) = uploads(&client, &request).await?;
-    let removed = client.media.remove_uploads(found.into_iter().map(|file| file.media_id).collect()).await?;
+    let removed = client.media.remove_uploads(found).await?;
     tracing::info!("{} deleted {} files of {}", by.user_id, removed.len(), request.param("user_id"));
     Ok(Response::json(&json!({ "deleted_media": removed, "total": removed.len() })))
 }
 
-async fn uploads(client: &Client, request: &Request) -> Result<(Page, Vec<ListedFile>, usize), Error> {
+async fn uploads(client: &Client, request: &Request) -> Result<(Page, Vec<String>, usize), Error> {
     let num = client.users.local_num(&local_user(client, request)?).await?;
     let page = Page::of(request)?;
     let asked = request.query("order_by");
@@ -56,7 +62,8 @@ async fn uploads(client: &Client, request: &Request) -> Result<(Page, Vec<Listed
             return Err(ErrorResponse::invalid_param("order_by names nothing that files can be ordered by").into());
         }
     };
-    let (found, total) = client.media.uploads_of(num, order, backwards, page.from, page.most).await?;
+    let (found, total) =
+        client.media.uploads_of(num, order, backwards, page.from, page.most.min(NAMED_ROWS_MAX)).await?;
     Ok((page, found, total))
 }
 
@@ -65,6 +72,7 @@ fn shown(file: &ListedFile) -> Value {
         "media_id": file.media_id, "media_type": file.content_type, "media_length": file.bytes,
         "upload_name": file.name, "created_ts": file.created_ms, "last_access_ts": file.used_ms,
         "quarantined_by": file.quarantined_by, "safe_from_quarantine": file.is_safe,
+        "authenticated": file.authenticated, "sha256": file.hash, "url_cache": null,
     })
 }
 
@@ -74,16 +82,13 @@ pub async fn info(client: Arc<Client>, request: Request) -> Result<Response, Err
     let (server, media_id) = named(&request)?;
     let file = client.media.listed(&server, media_id).await?.ok_or_else(unknown)?;
     let mut about = shown(&file);
-    about["media_origin"] = server.as_str().into();
+    // The file is named by its bytes.
+    let elsewhere = |text: &str| if client.media.is_here(&server) { Value::Null } else { text.into() };
+    (about["media_origin"], about["filesystem_id"]) = (elsewhere(server.as_str()), elsewhere(&file.hash));
     about["user_id"] = match file.uploader {
         Some(num) => client.users.id_of(num).await?.as_str().into(),
         None => Value::Null,
     };
-    // The file is named by its bytes.
-    about["filesystem_id"] = file.hash.as_str().into();
-    about["sha256"] = file.hash.into();
-    about["url_cache"] = Value::Null;
-    about["authenticated"] = file.authenticated.into();
     Ok(Response::json(&json!({ "media_info": about })))
 }
 
@@ -193,7 +198,10 @@ pub async fn purge_cache(client: Arc<Client>, request: Request) -> Result<Respon
 fn before_ts(request: &Request) -> Result<u64, ErrorResponse> {
     match request.query_as::<u64>("before_ts")? {
         None => Err(ErrorResponse::missing_param("before_ts")),
-        Some(0) => Err(ErrorResponse::invalid_param("Query parameter before_ts must be a positive integer.")),
+        // Before 1971: these are seconds, and would mean that everything is new.
+        Some(before_ms) if before_ms < MS_OF_1971 => {
+            Err(ErrorResponse::invalid_param("Query parameter before_ts must be in milliseconds, and positive."))
+        }
         Some(before_ms) => Ok(before_ms),
     }
 }

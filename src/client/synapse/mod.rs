@@ -1,15 +1,23 @@
 //! Synapse's administration API, `/_synapse/admin/`, as far as what it speaks of exists here: operators come with tools that
-//! were written for it. Which calls there are stands in `routes.rs`.
+//! were written for it. Which calls there are stands in `routes.rs`, a matter a file beside it: users and their devices, what one
+//! account may do, rooms, looking into them, deleting them and their history, files, reports, registration with the shared secret and
+//! with tokens, other servers, statistics, notices and the rest. Names, types and statuses are those of Synapse's answers; where they
+//! differ `tests/peers/admin.py`, which asks both, says why.
 //!
-//! Every call needs an administrator's access token, but for the registration with a shared secret. What Snug has no equal for is
-//! not answered as if it had been done: it is `M_UNRECOGNIZED`, or an error that says why.
+//! Every call needs an administrator's access token, but for the registration with a shared secret and the server's version. What Snug
+//! has no equal for is not answered as if it had been done: it is `M_UNRECOGNIZED`, or an error that says why. These are addresses and
+//! identities of accounts elsewhere, the validity of accounts, `force_purge`, deleting extremities, how often somebody invited or
+//! joined, the log of quarantined files, and switching off what works in the background.
+//!
+//! A list is one page of at most `ROWS_MAX` rows: their numbers are put in order first, and then each row is read when it is written.
 
 use ruma::OwnedUserId;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Client, Error, auth};
+use crate::base::{self, ChunkError};
 use crate::budget::Grant;
-use crate::http::{ErrorResponse, Request, Response, StatusCode};
+use crate::http::{ErrorResponse, Request, Response};
 use crate::user::Requester;
 
 mod federation;
@@ -22,19 +30,23 @@ mod reports;
 mod rooms;
 pub mod routes;
 mod server;
+mod statistics;
 mod tokens;
 mod users;
 
 pub use register::Nonces;
 
 /// Rows of one answer. Who asks for more is given these, and where the next ones begin.
-const ROWS_MAX: usize = 100;
-/// What rows take in an answer, in bytes: behind the row that reaches it the page ends.
-const ROWS_BYTES_MAX: usize = 32 * 1024;
-/// Memory of one call. First the keys by which 256 rows are put in order, 232 bytes each at most: 58 KiB, which go before the rows
-/// are read. Then the rows of a page, which end behind 32 KiB with the row that reaches it, 60 KiB at most if its members chose all of
-/// its texts as long as they can be; each goes when it is written, into a text that is a fifth longer: 112 KiB.
-const CALL_BYTES: u64 = 128 * 1024;
+const ROWS_MAX: usize = 500;
+/// The same where rows are found by names or ids, not numbers: 28 KiB of them.
+const NAMED_ROWS_MAX: usize = 96;
+/// A list's answer is sent in pieces of this size, in bytes, and the row that goes beyond it.
+const PIECE_BYTES: usize = 2 * 1024;
+/// Memory of a call that lists. First the places by which 512 rows are put in order, of 48 bytes each, and the numbers of the 500 that
+/// are listed: 28 KiB; or 96 names. Then these numbers, and a row at a time: a room has nine texts of 255 characters at most, 9 KiB, an
+/// account an id, a name and a picture's address, 2.3 KiB. It is there as it was read, as JSON's values, and in the piece, where a
+/// control character takes six bytes: 4 + 2 × 9 + 16 KiB.
+const CALL_BYTES: u64 = 40 * 1024;
 /// Memory of a call whose answer is written piece by piece: a piece of 16 KiB, an item beyond it, and what is read ahead.
 const STREAM_BYTES: u64 = 64 * 1024;
 
@@ -95,22 +107,43 @@ impl Page {
     }
 }
 
-/// A list as the text of a member of an object, of as many rows as an answer bears; and how many those are.
-fn list<T>(name: &str, found: Vec<T>, shown: impl Fn(&T) -> serde_json::Value) -> (String, usize) {
-    let (mut text, mut count) = (format!("\"{name}\":["), 0);
-    // Each row goes when it is written: there are never two copies of all of them.
-    for row in found {
-        if count > 0 {
-            text.push(',');
-        }
-        text.push_str(&shown(&row).to_string());
-        count += 1;
-        if text.len() >= ROWS_BYTES_MAX {
-            break;
-        }
+/// Makes the row of a list that stands at a place; none where it is gone since the places were looked up. It may block.
+type Row = Box<dyn FnMut(usize) -> Result<Option<Value>, ChunkError> + Send>;
+
+/// An object with a list of so many rows and some members beside it. Each row is read when it is written, so that a page has all rows
+/// that were asked for however long they are, and nobody who takes it slowly keeps the database from using its pages again.
+fn listed(grant: Grant, name: &'static str, many: usize, rest: Value, mut row: Row) -> Response {
+    Response::stream(
+        grant,
+        base::written(async move |pen| {
+            pen.text(&format!("{{\"{name}\":["));
+            let mut first = true;
+            for at in 0..many {
+                if let Some(value) = row(at)? {
+                    pen.with(|out| {
+                        base::comma(out, &mut first);
+                        serde_json::to_writer(out, &value)
+                    })?;
+                }
+                pen.pause_at(PIECE_BYTES).await;
+            }
+            let rest = rest.to_string();
+            match rest.strip_prefix('{').filter(|rest| *rest != "}") {
+                Some(rest) => pen.text(&format!("],{rest}")),
+                None => pen.text("]}"),
+            }
+            Ok(())
+        }),
+    )
+}
+
+/// The members beside a list: how many rows there are in all, and where the next page begins.
+fn beside(page: Page, count: usize, total: usize, next: fn(usize) -> Value) -> Value {
+    let mut rest = json!({ "total": total });
+    if page.from + count < total && count > 0 {
+        rest["next_token"] = next(page.from + count);
     }
-    text.push(']');
-    (text, count)
+    rest
 }
 
 /// A truth value in the query. 400 `M_INVALID_PARAM` for what is none.
@@ -118,18 +151,23 @@ fn flag(request: &Request, name: &str) -> Result<Option<bool>, ErrorResponse> {
     request.query_as::<bool>(name)
 }
 
-/// An object with a list and some members beside it.
-fn answer(list: String, rest: serde_json::Value, grant: Grant) -> Result<Response, Error> {
-    let rest = rest.to_string();
-    let rest = rest.strip_prefix('{').filter(|rest| *rest != "}");
-    let text = match rest {
-        Some(rest) => format!("{{{list},{rest}"),
-        None => format!("{{{list}}}"),
-    };
-    Ok(Response::charged(StatusCode::OK, "application/json", text.into_bytes(), grant))
-}
-
 /// The answer to a call that was carried out and has nothing to say.
 fn done() -> Response {
     Response::json(&json!({}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::Profile;
+
+    #[test]
+    fn two_lists_fit_beside_a_command_under_every_budget() {
+        for name in Profile::names() {
+            let profile = Profile::named(name).unwrap();
+            // The socket for commands has the place of the next one, whether anybody comes or not.
+            let needed = profile.connection_bytes(false) + 2 * CALL_BYTES;
+            assert!(needed <= profile.account("admin"), "{name}: {needed} bytes");
+        }
+    }
 }

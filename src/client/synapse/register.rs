@@ -93,14 +93,14 @@ pub async fn register(client: Arc<Client>, mut request: Request) -> Result<Respo
     if !is_right {
         return Err(ErrorResponse::new(crate::http::StatusCode::FORBIDDEN, "M_UNKNOWN", "HMAC incorrect").into());
     }
-    if asked.user_type.is_some() {
-        return Err(ErrorResponse::bad("M_UNKNOWN", "Accounts of this server have no types").into());
+    let bot = asked.user_type.is_some();
+    if asked.user_type.is_some_and(|kind| kind != "bot") {
+        return Err(ErrorResponse::bad("M_UNKNOWN", "Accounts of this server have no types but \"bot\"").into());
     }
     let ip = request.peer().ip;
     unbroken(async move {
         let localpart = asked.username.to_lowercase();
-        let new =
-            New { localpart, password: Some(asked.password), admin: asked.admin, agreed: 0, bot: false, token: None };
+        let new = New { localpart, password: Some(asked.password), admin: asked.admin, agreed: 0, bot, token: None };
         let login = (!asked.inhibit_login).then(|| Login { ip: Some(ip), ..Login::default() });
         let made = flow::register(&client.users, new, login).await?;
         if let Some(name) = asked.displayname.filter(|name| !name.is_empty()) {

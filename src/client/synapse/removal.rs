@@ -7,10 +7,10 @@ use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{administrator, administrator_with_memory, answer, list};
+use super::{administrator, administrator_with_memory, listed};
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
-use crate::room::{Close, Task, TaskStage};
+use crate::room::{Close, TASKS_MAX, Task, TaskStage, task_begun_ms};
 
 /// The name of the room into which people come, and what they are told there, in bytes.
 const NAME_BYTES_MAX: usize = 255;
@@ -20,8 +20,11 @@ const MESSAGE: &str = "Sharing illegal content on this server is not permitted a
 /// How long the first version of the call waits for the room to be gone; what is left then goes behind the answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(100);
-/// Of one room, the latest. The names in each take 12 KiB at most: the answer ends behind the one with which it is long enough.
+/// Of one room, the latest. The names in each take 12 KiB at most.
 const CLOSINGS_MAX: usize = 8;
+/// Synapse's words for what is done.
+const CLOSING: &str = "shutdown_and_purge_room";
+const PURGING: &str = "purge_history";
 
 #[derive(Deserialize)]
 struct Delete {
@@ -42,10 +45,10 @@ fn yes() -> bool {
 
 /// DELETE /_synapse/admin/v2/rooms/{room_id}: begins, and answers with the name under which to ask.
 ///
-/// 404 `M_NOT_FOUND` for a room that is not known; 400 `M_UNKNOWN` while it is being deleted already, and for `force_purge`, since a
-/// room never goes while somebody here is in it.
+/// 404 `M_NOT_FOUND` for a room that is not known, unless it is to be blocked; 400 `M_UNKNOWN` while it is being deleted already, and
+/// for `force_purge`, since a room never goes while somebody here is in it.
 pub async fn delete(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
-    let name = begin(&client, &mut request).await?.ok_or_else(unknown_room)?;
+    let name = begin(&client, &mut request).await?;
     Ok(Response::json(&json!({ "delete_id": name })))
 }
 
@@ -53,9 +56,7 @@ pub async fn delete(client: Arc<Client>, mut request: Request) -> Result<Respons
 /// not known can be blocked.
 pub async fn delete_at_once(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
     request.cancel_when_peer_leaves();
-    let Some(name) = begin(&client, &mut request).await? else {
-        return Ok(Response::json(&shut_down(None)));
-    };
+    let name = begin(&client, &mut request).await?;
     let until = client.clock.instant() + PATIENCE;
     loop {
         let task = client.rooms.task(&name).await?.ok_or_else(unknown_room)?;
@@ -63,14 +64,14 @@ pub async fn delete_at_once(client: Arc<Client>, mut request: Request) -> Result
             return Err(ErrorResponse::bad("M_UNKNOWN", why.clone()).into());
         }
         if task.is_over() || client.clock.instant() >= until {
-            return Ok(Response::json(&shut_down(Some(&task))));
+            return Ok(Response::json(&shut_down(&task)));
         }
         client.clock.sleep(LOOK).await;
     }
 }
 
-/// Begins to close a room; none for one that is not known and was only to be blocked.
-async fn begin(client: &Client, request: &mut Request) -> Result<Option<String>, Error> {
+/// Begins to close a room. One that is not known and is to be blocked is closed with that.
+async fn begin(client: &Client, request: &mut Request) -> Result<String, Error> {
     let by = administrator(client, request).await?;
     let room_id: OwnedRoomId = request.param_as("room_id")?;
     let asked: Delete = request.json().await?;
@@ -106,8 +107,8 @@ async fn begin(client: &Client, request: &mut Request) -> Result<Option<String>,
         client.rooms.block(&room_id, Some(&by.user_id)).await?;
     }
     let begun = match is_known {
-        true => Some(client.rooms.close(&room_id, Some(&by.user_id), close).await?),
-        false => None,
+        true => client.rooms.close(&room_id, Some(&by.user_id), close).await?,
+        false => client.rooms.note_closed(&room_id, &by.user_id).await?,
     };
     tracing::info!("{} had the room {room_id} {}", by.user_id, if is_known { "deleted" } else { "blocked" });
     Ok(begun)
@@ -125,8 +126,9 @@ pub async fn statuses(client: Arc<Client>, request: Request) -> Result<Response,
     if found.is_empty() {
         return Err(ErrorResponse::not_found(format!("No delete task for room_id '{room_id}' found")).into());
     }
-    let (results, _) = list("results", found, |(name, task)| status(name, task));
-    answer(results, json!({}), grant)
+    let many = found.len();
+    let row = Box::new(move |at: usize| Ok(client.rooms.task_now(&found[at])?.map(|task| status(&found[at], &task))));
+    Ok(listed(grant, "results", many, json!({}), row))
 }
 
 /// GET /_synapse/admin/v2/rooms/delete_status/{delete_id}
@@ -140,7 +142,7 @@ pub async fn status_of(client: Arc<Client>, request: Request) -> Result<Response
 
 fn status(name: &str, task: &Task) -> Value {
     let mut shown = json!({
-        "delete_id": name, "room_id": task.room_id, "status": word(task), "shutdown_room": shut_down(Some(task)),
+        "delete_id": name, "room_id": task.room_id, "status": word(task), "shutdown_room": shut_down(task),
     });
     if let Some(why) = &task.error {
         shown["error"] = why.as_str().into();
@@ -158,9 +160,9 @@ fn word(task: &Task) -> &'static str {
     }
 }
 
-fn shut_down(task: Option<&Task>) -> Value {
+fn shut_down(task: &Task) -> Value {
     let none = Close::default();
-    let close = task.and_then(Task::closing).unwrap_or(&none);
+    let close = task.closing().unwrap_or(&none);
     json!({
         "kicked_users": close.kicked, "failed_to_kick_users": close.failed, "local_aliases": close.aliases,
         "new_room_id": close.new_room_id,
@@ -190,6 +192,37 @@ pub async fn block(client: Arc<Client>, mut request: Request) -> Result<Response
     client.rooms.block(&room_id, block.then_some(&by.user_id)).await?;
     tracing::info!("{} {} the room {room_id}", by.user_id, if block { "blocked" } else { "unblocked" });
     Ok(Response::json(&json!({ "block": block })))
+}
+
+/// GET /_synapse/admin/v1/scheduled_tasks: what administrators had done with rooms and is not over, or not for a day, in the order in
+/// which it began, which `timestamp_ms` tells. 1,200 at most.
+pub async fn tasks(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let (_, grant) = administrator_with_memory(&client, &request).await?;
+    let (action, of) = (request.query("action_name"), request.query("resource_id"));
+    let (stage, before_ms) = (request.query("job_status"), request.query_as::<u64>("max_timestamp")?);
+    let is = |wanted: &Option<String>, word: &str| wanted.as_deref().is_none_or(|wanted| wanted == word);
+    let (mut after, mut is_over) = (None::<String>, false);
+    let row = Box::new(move |_| {
+        while !is_over && let Some((name, task)) = client.rooms.next_task(after.as_deref())? {
+            let begun_ms = task_begun_ms(&name);
+            after = Some(name.clone());
+            let (doing, word) = (if task.is_closing() { CLOSING } else { PURGING }, word(&task));
+            if is(&action, doing)
+                && is(&of, &task.room_id)
+                && is(&stage, word)
+                && before_ms.is_none_or(|before_ms| begun_ms <= before_ms)
+            {
+                let result = if task.is_closing() { shut_down(&task) } else { Value::Null };
+                return Ok(Some(json!({
+                    "id": name, "action": doing, "status": word, "timestamp_ms": begun_ms, "resource_id": task.room_id,
+                    "result": result, "error": task.error,
+                })));
+            }
+        }
+        is_over = true;
+        Ok(None)
+    });
+    Ok(listed(grant, "scheduled_tasks", TASKS_MAX, json!({}), row))
 }
 
 #[derive(Deserialize, Default)]

@@ -6,7 +6,7 @@ use ruma::{OwnedRoomId, OwnedUserId};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Page, administrator, administrator_with_memory, administrator_with_stream, answer, flag};
+use super::{Page, administrator, administrator_with_memory, administrator_with_stream, flag};
 use crate::client::room::membership::named_room;
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
@@ -23,16 +23,16 @@ pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Err
     let wanted = WantedRooms { term, public: flag(&request, "public_rooms")?, empty: flag(&request, "empty_rooms")? };
     let order = order(request.query("order_by").as_deref())?;
     let (found, total) = client.rooms.find(wanted, order, page.backwards, page.from, page.most).await?;
-    let (rooms, count) = super::list("rooms", found, shown);
-    let next = page.from + count;
-    let mut value = json!({ "offset": page.from, "total_rooms": total });
-    if next < total && page.most > 0 {
-        value["next_batch"] = next.into();
+    let (many, next) = (found.len(), page.from + found.len());
+    let mut rest = json!({ "offset": page.from, "total_rooms": total });
+    if next < total && many > 0 {
+        rest["next_batch"] = next.into();
     }
     if page.from > 0 {
-        value["prev_batch"] = page.from.saturating_sub(page.most).into();
+        rest["prev_batch"] = page.from.saturating_sub(page.most).into();
     }
-    answer(rooms, value, grant)
+    let row = Box::new(move |at: usize| Ok(client.rooms.listed_now(found[at])?.map(|room| shown(&room))));
+    Ok(super::listed(grant, "rooms", many, rest, row))
 }
 
 fn order(name: Option<&str>) -> Result<RoomOrder, ErrorResponse> {

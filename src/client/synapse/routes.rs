@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{federation, look, media, moderation, register, removal, reports, rooms, server, tokens, users};
+use super::{
+    federation, look, media, moderation, register, removal, reports, rooms, server, statistics, tokens, users,
+};
 use crate::client::Client;
 use crate::http::{Method, Router};
 
@@ -18,6 +20,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V2, Method::GET, "/users/{user_id}", users::get)
         .under(&V2, Method::PUT, "/users/{user_id}", users::put)
         .under(&V2, Method::GET, "/users/{user_id}/devices", users::devices)
+        .under(&V2, Method::POST, "/users/{user_id}/devices", users::make_device)
         .under(&V2, Method::GET, "/users/{user_id}/devices/{device_id}", users::device)
         .under(&V2, Method::PUT, "/users/{user_id}/devices/{device_id}", users::name_device)
         .under(&V2, Method::DELETE, "/users/{user_id}/devices/{device_id}", users::delete_device)
@@ -41,7 +44,8 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V1, Method::POST, "/users/{user_id}/login", users::login)
         .under(&V1, Method::GET, "/whois/{user_id}", users::whois)
         .under(&V1, Method::GET, "/username_available", users::is_available)
-        .under(&V1, Method::GET, "/statistics/users/media", users::media_statistics)
+        .under(&V1, Method::GET, "/statistics/users/media", statistics::media)
+        .under(&V1, Method::GET, "/statistics/database/rooms", statistics::rooms)
         .under(&V1, Method::GET, "/register", register::nonce)
         .under(&V1, Method::POST, "/register", register::register)
         .under(&V1, Method::GET, "/rooms", rooms::list)
@@ -52,6 +56,7 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V2, Method::DELETE, "/rooms/{room_id}", removal::delete)
         .under(&V2, Method::GET, "/rooms/{room_id}/delete_status", removal::statuses)
         .under(&V2, Method::GET, "/rooms/delete_status/{delete_id}", removal::status_of)
+        .under(&V1, Method::GET, "/scheduled_tasks", removal::tasks)
         .under(&V1, Method::GET, "/rooms/{room_id}/block", removal::is_blocked)
         .under(&V1, Method::PUT, "/rooms/{room_id}/block", removal::block)
         .under(&V1, Method::POST, "/purge_history/{room_id}", removal::purge_history)
@@ -85,6 +90,10 @@ pub fn routes(router: &mut Router, client: &Arc<Client>) {
         .under(&V1, Method::DELETE, "/event_reports/{report_id}", reports::delete)
         .under(&V1, Method::GET, "/room_reports", reports::of_rooms)
         .under(&V1, Method::GET, "/user_reports", reports::of_users)
+        .under(&V1, Method::GET, "/user_reports/{report_id}", reports::get_of_user)
+        .under(&V1, Method::DELETE, "/user_reports/{report_id}", reports::delete_of_user)
+        .under(&V1, Method::GET, "/experimental_features/{user_id}", server::experimental)
+        .under(&V1, Method::PUT, "/experimental_features/{user_id}", server::set_experimental)
         .under(&V1, Method::GET, "/server_version", server::version)
         .under(&V1, Method::POST, "/send_server_notice", server::notice)
         .under(&V1, Method::PUT, "/send_server_notice/{txn_id}", server::notice)

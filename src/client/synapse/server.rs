@@ -6,7 +6,7 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::administrator;
+use super::{administrator, done, local_user};
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
 
@@ -38,6 +38,42 @@ pub async fn notice(client: Arc<Client>, mut request: Request) -> Result<Respons
     }
     let event_id = client.notices.send(&user_id, Value::Object(content)).await?;
     Ok(Response::json(&json!({ "event_id": event_id })))
+}
+
+/// Synapse's names for what it has behind switches, and what is so here for everybody: pushers that another session switches off, the
+/// first form of sliding sync, and the state behind a sync's timeline.
+const EXPERIMENTAL: [(&str, bool); 3] = [("msc3881", true), ("msc3575", false), ("msc4222", true)];
+
+/// GET /_synapse/admin/v1/experimental_features/{user_id}: what there is, there is for everybody.
+pub async fn experimental(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    client.users.listed(&local_user(&client, &request)?).await?;
+    let features: Map<_, _> = EXPERIMENTAL.iter().map(|(name, is_on)| ((*name).to_owned(), (*is_on).into())).collect();
+    Ok(Response::json(&json!({ "features": features })))
+}
+
+#[derive(Deserialize)]
+struct Features {
+    features: std::collections::BTreeMap<String, bool>,
+}
+
+/// PUT /_synapse/admin/v1/experimental_features/{user_id}: nothing can be changed, so that only what is so already is answered as done.
+///
+/// 400 `M_UNKNOWN` for anything else.
+pub async fn set_experimental(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    administrator(&client, &request).await?;
+    client.users.listed(&local_user(&client, &request)?).await?;
+    let Features { features } = request.json().await?;
+    for (name, wanted) in features {
+        let message = match EXPERIMENTAL.iter().find(|(known, _)| *known == name) {
+            None => format!("{name:?} is not recognised as a valid experimental feature."),
+            Some((_, true)) if !wanted => format!("{name} is there for everybody, and cannot be switched off"),
+            Some((_, false)) if wanted => format!("{name} is not there"),
+            Some(_) => continue,
+        };
+        return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
+    }
+    Ok(done())
 }
 
 /// GET /_synapse/admin/v1/background_updates/enabled. What works in the background here cannot be switched off (no POST), nor are there

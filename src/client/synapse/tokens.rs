@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
-use super::{administrator, administrator_with_memory, answer, done, flag, list as listed};
+use super::{administrator, administrator_with_memory, done, flag, listed};
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
-use crate::user::{RegistrationToken, TOKEN_CHARS_MAX};
+use crate::user::{RegistrationToken, TOKEN_CHARS_MAX, TOKENS_MAX};
 
 /// Characters of a token that is made up.
 const LENGTH: usize = 16;
@@ -22,12 +22,18 @@ fn shown(token: &str, row: &RegistrationToken) -> Value {
     })
 }
 
-/// GET /_synapse/admin/v1/registration_tokens: those that are valid, or are not, with `valid`. A thousand at most, 140 bytes each.
+/// GET /_synapse/admin/v1/registration_tokens: those that are valid, or are not, with `valid`. A thousand at most.
 pub async fn list(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (_, grant) = administrator_with_memory(&client, &request).await?;
-    let found = client.users.registration_tokens(flag(&request, "valid")?).await?;
-    let (tokens, _) = listed("registration_tokens", found, |(token, row)| shown(token, row));
-    answer(tokens, json!({}), grant)
+    let (valid, mut after) = (flag(&request, "valid")?, Some(String::new()));
+    let row = Box::new(move |_| {
+        let Some(last) = after.take() else { return Ok(None) };
+        let Some((token, row)) = client.users.next_registration_token(&last, valid)? else { return Ok(None) };
+        let value = shown(&token, &row);
+        after = Some(token);
+        Ok(Some(value))
+    });
+    Ok(listed(grant, "registration_tokens", TOKENS_MAX, json!({}), row))
 }
 
 /// GET /_synapse/admin/v1/registration_tokens/{token}

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ruma::OwnedUserId;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Value, json};
 
 use super::{
-    Page, administrator, administrator_with_memory, administrator_with_stream, answer, done, flag, local_user, user,
+    Page, administrator, administrator_with_memory, administrator_with_stream, beside, done, flag, local_user, user,
 };
 use crate::base::unbroken;
 use crate::client::{Client, Error};
@@ -30,7 +30,11 @@ pub async fn list_v3(client: Arc<Client>, request: Request) -> Result<Response, 
 async fn listed(client: Arc<Client>, request: Request, deactivated: Option<bool>) -> Result<Response, Error> {
     let (_, grant) = administrator_with_memory(&client, &request).await?;
     let page = Page::of(&request)?;
+    let (no_bots, no_others) = left_out(&request);
     let wanted = Wanted {
+        no_bots,
+        no_others,
+        uploaders: false,
         id: request.query("user_id"),
         name: request.query("name"),
         guests: if flag(&request, "guests")?.unwrap_or(true) { None } else { Some(false) },
@@ -40,19 +44,27 @@ async fn listed(client: Arc<Client>, request: Request, deactivated: Option<bool>
     };
     let order = order(request.query("order_by").as_deref())?;
     let (found, total) = client.users.find(wanted, order, page.backwards, page.from, page.most).await?;
-    let (users, count) = super::list("users", found, shown);
-    let next = page.from + count;
-    let mut value = json!({ "total": total });
-    if next < total && page.most > 0 {
-        value["next_token"] = next.to_string().into();
+    let rest = beside(page, found.len(), total, |next| next.to_string().into());
+    let many = found.len();
+    let row = Box::new(move |at: usize| Ok(client.users.listed_now(found[at])?.map(|listed| shown(&listed))));
+    Ok(super::listed(grant, "users", many, rest, row))
+}
+
+/// What kinds of accounts are left out: an account is a bot's, or of no type, which is the empty word.
+fn left_out(request: &Request) -> (bool, bool) {
+    let mut left_out = (false, false);
+    for kind in request.query_all("not_user_type") {
+        left_out.0 |= kind == "bot";
+        left_out.1 |= kind.is_empty();
     }
-    answer(users, value, grant)
+    left_out
 }
 
 fn order(name: Option<&str>) -> Result<Order, ErrorResponse> {
     Ok(match name {
-        // Few have a type or are shadow-banned, so these are the order of names.
-        None | Some("name" | "user_type" | "shadow_banned") => Order::Name,
+        None | Some("name") => Order::Name,
+        Some("user_type") => Order::Type,
+        Some("shadow_banned") => Order::ShadowBanned,
         Some("is_guest") => Order::Guest,
         Some("admin") => Order::Admin,
         Some("deactivated") => Order::Deactivated,
@@ -73,7 +85,6 @@ fn shown(listed: &Listed) -> Value {
         "erased": listed.is_erased, "locked": account.locked, "suspended": account.suspended,
         "creation_ts": account.created_ms, "last_seen_ts": listed.seen_ms, "user_type": account.bot.then_some("bot"),
         "shadow_banned": account.shadow_banned,
-        "approved": true,
     })
 }
 
@@ -114,7 +125,13 @@ struct Change {
     threepids: Vec<Value>,
     #[serde(default)]
     external_ids: Vec<Value>,
-    user_type: Option<String>,
+    /// `null` takes the type away; without it the type stays.
+    #[serde(default, deserialize_with = "given")]
+    user_type: Option<Option<String>>,
+}
+
+fn given<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(from).map(Some)
 }
 
 fn yes() -> bool {
@@ -131,11 +148,14 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
     let change: Change = request.json().await?;
     let no_place = !change.threepids.is_empty()
         || !change.external_ids.is_empty()
-        || change.user_type.as_deref().is_some_and(|kind| kind != "bot");
-    let is_bot = change.user_type.is_some();
+        || change.user_type.iter().flatten().any(|kind| kind != "bot");
+    let bot = change.user_type.as_ref().map(Option::is_some);
     if no_place {
         let message = "Accounts of this server have no e-mail addresses, telephone numbers, identities of other providers, or types but \"bot\"";
         return Err(ErrorResponse::bad("M_UNKNOWN", message).into());
+    }
+    if change.deactivated == Some(true) && change.locked == Some(true) {
+        return Err(ErrorResponse::bad("M_UNKNOWN", "An account cannot be closed and locked").into());
     }
     let before = client.users.account(&user_id).await?;
     let takes_own_right =
@@ -151,7 +171,14 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
                 let admin = change.admin.unwrap_or(false);
                 client
                     .users
-                    .create(New { localpart, password: change.password, admin, agreed: 0, bot: is_bot, token: None })
+                    .create(New {
+                        localpart,
+                        password: change.password,
+                        admin,
+                        agreed: 0,
+                        bot: bot == Some(true),
+                        token: None,
+                    })
                     .await?;
                 tracing::info!("{} made the account {user_id}", by.user_id);
             }
@@ -162,8 +189,8 @@ pub async fn put(client: Arc<Client>, mut request: Request) -> Result<Response, 
                 }
             }
             Some(account) => {
-                if is_bot && !account.bot {
-                    client.users.set_bot(&user_id, true).await?;
+                if let Some(bot) = bot.filter(|bot| *bot != account.bot) {
+                    client.users.set_bot(&user_id, bot).await?;
                 }
                 if let Some(password) = &change.password {
                     client.users.set_password(&user_id, password).await?;
@@ -304,12 +331,37 @@ pub async fn is_available(client: Arc<Client>, request: Request) -> Result<Respo
 pub async fn devices(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     administrator(&client, &request).await?;
     let user_id = local_user(&client, &request)?;
-    let mut devices = client.users.devices_of(&user_id).await?;
-    for device in &mut devices {
-        device["user_id"] = user_id.as_str().into();
-        device["dehydrated"] = false.into();
-    }
+    let devices = client.users.devices_of(&user_id).await?;
+    let devices: Vec<_> = devices.into_iter().map(|device| device_shown(&user_id, device)).collect();
     Ok(Response::json(&json!({ "total": devices.len(), "devices": devices })))
+}
+
+/// With its owner, and `null` where apps find nothing: what a device calls itself in requests is not kept.
+fn device_shown(user_id: &OwnedUserId, mut device: Value) -> Value {
+    for field in ["display_name", "last_seen_ip", "last_seen_ts", "last_seen_user_agent"] {
+        if device.get(field).is_none() {
+            device[field] = Value::Null;
+        }
+    }
+    device["user_id"] = user_id.as_str().into();
+    device
+}
+
+#[derive(Deserialize)]
+struct NewDevice {
+    device_id: String,
+}
+
+/// POST /_synapse/admin/v2/users/{user_id}/devices: makes a device, which nobody has a token of yet. 201, also where there is one.
+pub async fn make_device(client: Arc<Client>, mut request: Request) -> Result<Response, Error> {
+    let by = administrator(&client, &request).await?;
+    let user_id = local_user(&client, &request)?;
+    let NewDevice { device_id } = request.json().await?;
+    let num = client.users.local_num(&user_id).await?;
+    if client.users.create_device(num, &user_id, &device_id, None).await? {
+        tracing::info!("{} made a device of {user_id}", by.user_id);
+    }
+    Ok(Response::json_with(StatusCode::CREATED, &json!({})))
 }
 
 /// GET /_synapse/admin/v2/users/{user_id}/devices/{device_id}
@@ -317,10 +369,12 @@ pub async fn device(client: Arc<Client>, request: Request) -> Result<Response, E
     administrator(&client, &request).await?;
     let user_id = local_user(&client, &request)?;
     let num = client.users.local_num(&user_id).await?;
-    let mut device = client.users.device(num, request.param("device_id")).await?;
-    device["user_id"] = user_id.as_str().into();
-    Ok(Response::json(&device))
+    let device = client.users.device(num, request.param("device_id")).await?;
+    Ok(Response::json(&device_shown(&user_id, device)))
 }
+
+/// Characters of a device's name that is given by an administrator; Synapse's.
+const DEVICE_NAME_CHARS_MAX: usize = 100;
 
 #[derive(Deserialize)]
 struct DeviceName {
@@ -333,6 +387,10 @@ pub async fn name_device(client: Arc<Client>, mut request: Request) -> Result<Re
     let user_id = local_user(&client, &request)?;
     let num = client.users.local_num(&user_id).await?;
     let DeviceName { display_name } = request.json_or_empty().await?;
+    if display_name.as_ref().is_some_and(|name| name.chars().count() > DEVICE_NAME_CHARS_MAX) {
+        let message = format!("A device's name has {DEVICE_NAME_CHARS_MAX} characters at most");
+        return Err(ErrorResponse::bad("M_TOO_LARGE", message).into());
+    }
     if display_name.is_some() {
         client.users.name_device(num, &user_id, request.param("device_id"), display_name).await?;
     }
@@ -367,7 +425,7 @@ pub async fn delete_devices(client: Arc<Client>, mut request: Request) -> Result
 pub async fn pushers(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let (_, grant) = administrator_with_stream(&client, &request).await?;
     let num = client.users.local_num(&local_user(&client, &request)?).await?;
-    Ok(Response::stream(grant, client.users.pushers(num).await?))
+    Ok(Response::stream(grant, client.users.pushers(num, true).await?))
 }
 
 /// GET /_synapse/admin/v1/users/{user_id}/joined_rooms: of a user of another server, the rooms that this server is in too.
@@ -421,26 +479,4 @@ pub async fn account_data(client: Arc<Client>, request: Request) -> Result<Respo
     let (_, grant) = administrator_with_stream(&client, &request).await?;
     let num = client.users.local_num(&local_user(&client, &request)?).await?;
     Ok(Response::stream(grant, client.users.all_account_data(num).await?))
-}
-
-/// GET /_synapse/admin/v1/statistics/users/media: what users have uploaded, by user, in the order of their names.
-pub async fn media_statistics(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let (_, grant) = administrator_with_memory(&client, &request).await?;
-    let page = Page::of(&request)?;
-    let wanted = Wanted { name: request.query("search_term"), ..Wanted::default() };
-    let (found, total) = client.users.find(wanted, Order::Name, page.backwards, page.from, page.most).await?;
-    let bytes = client.users.uploaded_by(found.iter().map(|listed| listed.account.user_id.clone()).collect()).await?;
-    let (users, count) = super::list("users", found.into_iter().zip(bytes).collect(), |(listed, bytes)| {
-        let mut row = Map::new();
-        row.insert("user_id".to_owned(), listed.account.user_id.as_str().into());
-        row.insert("displayname".to_owned(), listed.display_name.clone().into());
-        row.insert("media_length".to_owned(), (*bytes).into());
-        row.into()
-    });
-    let next = page.from + count;
-    let mut value = json!({ "total": total });
-    if next < total && page.most > 0 {
-        value["next_token"] = next.into();
-    }
-    answer(users, value, grant)
 }

@@ -101,12 +101,17 @@ impl Rooms {
     }
 
     /// The aliases of this server that lead to a room, for a user who may know them.
-    pub async fn aliases(&self, user: &UserId, room_id: &RoomId) -> Result<Vec<String>> {
-        let (user, room_id) = (user.to_owned(), room_id.to_owned());
+    pub async fn aliases(&self, user: Option<&UserId>, room_id: &RoomId) -> Result<Vec<String>> {
+        let (user, room_id) = (user.map(ToOwned::to_owned), room_id.to_owned());
         self.reading(move |_, read| {
             let room = known_to_member(read, &room_id)?;
             let view = room.view(read);
-            let joined = view.member(&user)?.is_some_and(|(membership, _)| membership == crate::room::Membership::Join);
+            let joined = match &user {
+                Some(user) => {
+                    view.member(user)?.is_some_and(|(membership, _)| membership == crate::room::Membership::Join)
+                }
+                None => true,
+            };
             let open =
                 view.text("m.room.history_visibility", "history_visibility")?.as_deref() == Some("world_readable");
             match joined || open {

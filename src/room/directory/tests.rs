@@ -36,7 +36,7 @@ async fn aliases_and_the_public_list() {
     rooms.set_alias(&ben, &alias, &made[1]).await.unwrap();
     assert!(matches!(rooms.set_alias(&anna, &alias, &made[0]).await, Err(Error::Taken)));
     assert!(is_forbidden(rooms.set_alias(&ben, &ruma::RoomAliasId::parse("#b:home.example").unwrap(), &made[0]).await));
-    assert_eq!(rooms.aliases(&anna, &made[1]).await.unwrap(), ["#a:home.example"]);
+    assert_eq!(rooms.aliases(Some(&anna), &made[1]).await.unwrap(), ["#a:home.example"]);
     rooms.remove_alias(&anna, &alias, false).await.unwrap();
     assert!(matches!(rooms.resolve_here(&alias).await, Err(Error::NotFound)));
     let listed = rooms.overview(None, 2).await.unwrap();

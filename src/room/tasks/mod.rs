@@ -27,6 +27,8 @@ mod tests;
 const WAITING_MAX: usize = 1_000;
 /// Tasks that are over and still asked after, at most so many and for so long; the lists of names in each are 12 KiB at most.
 const OVER_MAX: usize = 200;
+/// All that there are.
+pub const TASKS_MAX: usize = WAITING_MAX + OVER_MAX;
 const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// After a step that failed for want of something.
 const AGAIN: Duration = Duration::from_secs(60);
@@ -77,8 +79,20 @@ impl Rooms {
         self.reading(move |_, read| Ok(task::get(read, &key)?)).await
     }
 
-    /// The latest `most` closings of a room with their names, the oldest first.
-    pub async fn closings(&self, room_id: &RoomId, most: usize) -> Result<Vec<(String, Task)>> {
+    /// Notes that a room which is not known here was asked to be closed: there was nobody to leave it, and so that is over. Answers the
+    /// task's name.
+    pub async fn note_closed(&self, room_id: &RoomId, by: &UserId) -> Result<String> {
+        let what = What::Close(Box::default());
+        let (key, now_ms) =
+            (task::key(self.0.parts.clock.now_ms(), self.0.parts.random.u64()), self.0.parts.clock.now_ms());
+        let (room_id, by) = (room_id.to_string(), Some(by.to_string()));
+        self.note(&key, &Task { room_id, by, what, stage: Stage::Done, error: None, ended_ms: Some(now_ms) }).await?;
+        self.forget_old().await?;
+        Ok(hex(&key))
+    }
+
+    /// The names of the latest `most` closings of a room, the oldest first.
+    pub async fn closings(&self, room_id: &RoomId, most: usize) -> Result<Vec<String>> {
         let room_id = room_id.to_owned();
         self.reading(move |_, read| {
             let mut found = std::collections::VecDeque::new();
@@ -87,13 +101,29 @@ impl Rooms {
                     if found.len() == most {
                         found.pop_front();
                     }
-                    found.push_back((hex(&key), task));
+                    found.push_back(hex(&key));
                 }
                 Ok(ControlFlow::Continue(()))
             })?;
             Ok(found.into())
         })
         .await
+    }
+
+    /// As [`Rooms::task`], for a long answer: it blocks.
+    pub fn task_now(&self, name: &str) -> Result<Option<Task>> {
+        let Some(key) = key_of(name) else { return Ok(None) };
+        Ok(task::get(&self.read()?, &key)?)
+    }
+
+    /// The task that began next behind the one of this name, or the first, and its name, for a long answer: it blocks.
+    pub fn next_task(&self, after: Option<&str>) -> Result<Option<(String, Task)>> {
+        let (read, mut found) = (self.read()?, None);
+        task::each(&read, after.and_then(key_of).as_ref(), &mut |key, task| {
+            found = Some((hex(&key), task));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
     }
 
     /// Does what is to be done, as long as the server runs. A unit of the worker is a task that is over.
@@ -202,6 +232,11 @@ impl Rooms {
         }
         self.write(move |w: &mut Write<'_>| Ok(gone.iter().try_for_each(|key| task::remove(w, key))?)).await
     }
+}
+
+/// When a task began, in Unix milliseconds, which its name tells.
+pub fn task_begun_ms(name: &str) -> u64 {
+    key_of(name).map_or(0, |key| (u128::from_be_bytes(key) >> 64) as u64)
 }
 
 /// The name of a task is its key in hex.

@@ -6,17 +6,12 @@ use ruma::{OwnedUserId, UserId};
 use serde_json::Value;
 
 use super::{Account, Standing};
-use crate::base::{Ranked, bounded, ranked};
+use crate::base::{Place, Ranked, rows_ranked};
+use crate::store::tables::media;
 use crate::store::tables::user::{self, device};
 use crate::store::{Get, Read, UserNum};
 use crate::user::lookup::local;
 use crate::user::{Error, Users};
-
-/// Characters of a text by which accounts are put in order.
-const ORDER_CHARS: usize = 48;
-/// What the texts of one page of accounts take, in bytes: behind the account that reaches it the page ends. One has an id of
-/// 255 bytes, and a name and a picture's address of 1,024 each.
-const FOUND_BYTES_MAX: usize = 32 * 1024;
 
 /// Which accounts are listed. `None` in a filter lets all pass.
 #[derive(Debug, Clone, Default)]
@@ -29,9 +24,14 @@ pub struct Wanted {
     pub admins: Option<bool>,
     pub deactivated: Option<bool>,
     pub locked: Option<bool>,
+    /// Whether bots are left out, and whether everybody else is.
+    pub no_bots: bool,
+    pub no_others: bool,
+    /// Only who has uploaded something.
+    pub uploaders: bool,
 }
 
-/// What accounts are put in order by; those that are alike are in the order of their ids.
+/// What accounts are put in order by; those that are alike are in the order of their ids, as far as the first 32 bytes of these tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Order {
     #[default]
@@ -44,9 +44,13 @@ pub enum Order {
     Created,
     LastSeen,
     Locked,
+    Type,
+    ShadowBanned,
+    /// The bytes of the files that they have uploaded.
+    Uploaded,
 }
 
-/// An account with what a list shows of it.
+/// An account with what a list shows of it: an id of 255 bytes, and a name and a picture's address of 1,024 each.
 #[derive(Debug, Clone)]
 pub struct Listed {
     pub account: Account,
@@ -58,18 +62,9 @@ pub struct Listed {
     pub seen_ms: Option<u64>,
 }
 
-impl Listed {
-    fn text_bytes(&self) -> usize {
-        let texts = [&self.display_name, &self.avatar_url].into_iter().flatten();
-        self.account.user_id.as_str().len() + texts.map(String::len).sum::<usize>()
-    }
-}
-
-type Key = (u64, String, OwnedUserId, UserNum);
-
 impl Users {
-    /// The accounts of the ranks `from..from + most`, and how many there are in all: fewer when their texts are long. Each
-    /// further 256 ranks cost another walk over all accounts. `most` is at most 256.
+    /// The accounts at the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk over
+    /// all accounts of this server. `most` is at most 512.
     pub async fn find(
         &self,
         wanted: Wanted,
@@ -77,33 +72,29 @@ impl Users {
         backwards: bool,
         from: usize,
         most: usize,
-    ) -> Result<(Vec<Listed>, usize), Error> {
+    ) -> Result<(Vec<UserNum>, usize), Error> {
         self.read(move |get| {
-            let (page, total) = match backwards {
-                false => {
-                    let Ranked { page, total } = ranked(from, most, &mut |visit| each(get, &wanted, order, visit))?;
-                    (page, total)
-                }
-                true => {
-                    let each = &mut |visit: &mut dyn FnMut(std::cmp::Reverse<Key>)| {
-                        each(get, &wanted, order, &mut |key| visit(std::cmp::Reverse(key)))
-                    };
-                    let Ranked { page, total } = ranked(from, most, each)?;
-                    (page.into_iter().map(|key| key.0).collect(), total)
-                }
-            };
-            let (mut found, mut bytes) = (Vec::new(), 0);
-            for (_, _, user_id, num) in page {
-                let one = listed(get, num, user_id)?;
-                bytes += one.text_bytes();
-                found.push(one);
-                if bytes >= FOUND_BYTES_MAX {
-                    break;
-                }
-            }
-            Ok((found, total))
+            let Ranked { page, total } =
+                rows_ranked(from, most, backwards, &mut |visit| each(get, &wanted, order, visit))?;
+            // What was visited are numbers of accounts.
+            Ok((page.into_iter().filter_map(|num| num.try_into().ok().map(UserNum)).collect(), total))
         })
         .await
+    }
+
+    /// The accounts of a page as a list shows them, one at a time, for a long answer: it blocks. None for one that is not there any more.
+    pub fn listed_now(&self, num: UserNum) -> Result<Option<Listed>, Error> {
+        let read = self.0.parts.store.read()?;
+        let Ok(user_id) = OwnedUserId::try_from(user::id_of(&read, num)?) else { return Ok(None) };
+        match listed(&read, num, user_id) {
+            Err(Error::NotFound(_)) => Ok(None),
+            found => found.map(Some),
+        }
+    }
+
+    /// The bytes of files that an account has uploaded, for a long answer: it blocks.
+    pub fn uploaded_now(&self, num: UserNum) -> Result<u64, Error> {
+        Ok(media::used_by(&self.0.parts.store.read()?, num)?)
     }
 
     /// One account as a list shows it. `NotFound` when there is none.
@@ -134,7 +125,7 @@ impl Users {
 }
 
 /// Visits the wanted accounts in the order of their creation.
-fn each(get: &Read, wanted: &Wanted, order: Order, visit: &mut dyn FnMut(Key)) -> Result<(), Error> {
+fn each(get: &Read, wanted: &Wanted, order: Order, visit: &mut dyn FnMut(Place)) -> Result<(), Error> {
     let fits = |wanted: Option<bool>, is: bool| wanted.is_none_or(|wanted| wanted == is);
     user::accounts_after(get, None, &mut |num, row| {
         let is_guest = user::is_guest(get, num)?;
@@ -143,23 +134,29 @@ fn each(get: &Read, wanted: &Wanted, order: Order, visit: &mut dyn FnMut(Key)) -
             && fits(wanted.admins, row.admin)
             && fits(wanted.deactivated, is_deactivated)
             && fits(wanted.locked, row.locked)
+            && !(if row.bot { wanted.no_bots } else { wanted.no_others })
+            && (!wanted.uploaders || media::used_by(get, num)? > 0)
         {
             let user_id = user::id_of(get, num)?;
-            let (number, text) = match order {
-                Order::Name => (0, String::new()),
-                Order::Guest => (is_guest.into(), String::new()),
-                Order::Admin => (row.admin.into(), String::new()),
-                Order::Deactivated => (is_deactivated.into(), String::new()),
-                Order::Locked => (row.locked.into(), String::new()),
-                Order::Created => (row.created_ms, String::new()),
-                Order::LastSeen => (seen_ms(get, num)?.unwrap_or(0), String::new()),
-                Order::DisplayName => (0, text(get, num, "displayname")?.unwrap_or_default()),
-                Order::AvatarUrl => (0, text(get, num, "avatar_url")?.unwrap_or_default()),
+            let number = match order {
+                Order::Name | Order::DisplayName | Order::AvatarUrl => 0,
+                Order::Guest => is_guest.into(),
+                Order::Admin => row.admin.into(),
+                Order::Deactivated => is_deactivated.into(),
+                Order::Locked => row.locked.into(),
+                Order::Type => row.bot.into(),
+                Order::ShadowBanned => row.shadow_banned.into(),
+                Order::Created => row.created_ms,
+                Order::LastSeen => seen_ms(get, num)?.unwrap_or(0),
+                Order::Uploaded => media::used_by(get, num)?,
             };
-            if is_named(get, num, &user_id, wanted)?
-                && let Ok(user_id) = OwnedUserId::try_from(user_id)
-            {
-                visit((number, bounded(text, ORDER_CHARS), user_id, num));
+            if is_named(get, num, &user_id, wanted)? {
+                let text = match order {
+                    Order::DisplayName => text(get, num, "displayname")?.unwrap_or_default(),
+                    Order::AvatarUrl => text(get, num, "avatar_url")?.unwrap_or_default(),
+                    _ => user_id.trim_start_matches('@').to_owned(),
+                };
+                visit(Place::new(number, &text, num.0.into()));
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -216,22 +213,33 @@ mod tests {
     use crate::user::tests::town;
 
     #[tokio::test]
-    async fn a_page_of_accounts_with_long_names_is_short() {
+    async fn every_account_is_on_one_page() {
         let town = town();
         for number in 0..60 {
-            let new = New { localpart: format!("user{number}"), ..New::default() };
+            let new = New { localpart: format!("user{number:02}"), bot: number == 7, ..New::default() };
             let user_id = town.users.create(new).await.unwrap();
             let name = Some(Value::from("x".repeat(1024)));
             town.users.set_profile_field(&user_id, "displayname", name).await.unwrap();
         }
-        let (mut from, mut pages) = (0, Vec::new());
-        while from < 60 {
-            let (found, total) = town.users.find(Wanted::default(), Order::Name, false, from, 100).await.unwrap();
+        let find = |wanted: Wanted, order, backwards, from, most| {
+            let users = town.users.clone();
+            async move {
+                let (page, total) = users.find(wanted, order, backwards, from, most).await.unwrap();
+                let name = |num| users.listed_now(num).unwrap().unwrap().account.user_id.localpart().to_owned();
+                (page.into_iter().map(name).collect::<Vec<_>>(), total)
+            }
+        };
+        let mut all = Vec::new();
+        for from in [0, 25, 50] {
+            let (mut page, total) = find(Wanted::default(), Order::Name, false, from, 25).await;
             assert_eq!(total, 60);
-            assert!(!found.is_empty());
-            from += found.len();
-            pages.push(found.len());
+            all.append(&mut page);
         }
-        assert!(pages.len() == 2 && pages[0] < 50, "{pages:?}");
+        let wanted: Vec<_> = (0..60).map(|number| format!("user{number:02}")).collect();
+        assert_eq!(all, wanted);
+        assert_eq!(find(Wanted::default(), Order::Type, true, 0, 1).await.0, ["user07"]);
+        assert_eq!(find(Wanted { no_bots: true, ..Wanted::default() }, Order::Name, false, 7, 1).await.0, ["user08"]);
+        assert_eq!(find(Wanted { no_others: true, ..Wanted::default() }, Order::Name, false, 0, 9).await.0, ["user07"]);
+        assert_eq!(find(Wanted { uploaders: true, ..Wanted::default() }, Order::Name, false, 0, 9).await.1, 0);
     }
 }

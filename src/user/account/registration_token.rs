@@ -9,7 +9,7 @@ use crate::user::{Error, Users};
 pub use crate::store::tables::user::registration_token::RegistrationToken;
 
 /// Tokens that there may be: a list of all is a walk over so many rows of 150 bytes at most.
-const TOKENS_MAX: usize = 1_000;
+pub const TOKENS_MAX: usize = 1_000;
 /// Characters of a token (client-server API, "Token-authenticated registration").
 pub const TOKEN_CHARS_MAX: usize = 64;
 
@@ -23,20 +23,21 @@ impl Users {
         self.read(move |get| Ok(registration_token::get(get, &token)?.is_some_and(|row| row.is_valid(now_ms)))).await
     }
 
-    /// All tokens that are valid, or are not, or both, by their text.
-    pub async fn registration_tokens(&self, valid: Option<bool>) -> Result<Vec<(String, RegistrationToken)>, Error> {
-        let now_ms = self.now_ms();
-        self.read(move |get| {
-            let mut found = Vec::new();
-            registration_token::each(get, &mut |token, row| {
-                if valid.is_none_or(|valid| valid == row.is_valid(now_ms)) {
-                    found.push((token.to_owned(), row));
-                }
-                Ok(ControlFlow::Continue(()))
-            })?;
-            Ok(found)
-        })
-        .await
+    /// The next token behind a text, of all or of those that are valid or are not, for a long answer: it blocks.
+    pub fn next_registration_token(
+        &self,
+        after: &str,
+        valid: Option<bool>,
+    ) -> Result<Option<(String, RegistrationToken)>, Error> {
+        let (read, now_ms, mut found) = (self.0.parts.store.read()?, self.now_ms(), None);
+        registration_token::each(&read, after, &mut |token, row| {
+            if valid.is_some_and(|valid| valid != row.is_valid(now_ms)) {
+                return Ok(ControlFlow::Continue(()));
+            }
+            found = Some((token.to_owned(), row));
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
     }
 
     pub async fn registration_token(&self, token: &str) -> Result<Option<RegistrationToken>, Error> {
@@ -57,7 +58,7 @@ impl Users {
                 return bad("Token already exists");
             }
             let mut count = 0;
-            registration_token::each(w, &mut |_, _| {
+            registration_token::each(w, "", &mut |_, _| {
                 count += 1;
                 Ok(ControlFlow::Continue(()))
             })?;

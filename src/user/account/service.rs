@@ -8,9 +8,9 @@ use super::session::{Requester, check_may_log_in};
 use super::{Standing, check_free};
 use crate::matrix::appservice;
 use crate::remote::service::{Service, Services};
-use crate::store::Get;
 use crate::store::tables::user;
 use crate::store::tables::user::device::{self, Device};
+use crate::store::{Get, UserNum};
 use crate::user::device::{DEVICES_MAX, announce};
 use crate::user::{Error, Login, Users, lookup};
 
@@ -82,13 +82,14 @@ impl Users {
     /// Creates a device without a session (MSC4190); false when it was there, which then only takes the new name.
     pub async fn create_device(
         &self,
-        requester: &Requester,
+        user: UserNum,
+        user_id: &UserId,
         device_id: &str,
         name: Option<String>,
     ) -> Result<bool, Error> {
         let login = Login { device_id: Some(device_id.to_owned()), display_name: name.clone(), ..Login::default() };
         login.check()?;
-        let (user, user_id, server) = (requester.user_num, requester.user_id.clone(), self.server().to_owned());
+        let (user_id, server) = (user_id.to_owned(), self.server().to_owned());
         let (device_id, now_ms) = (device_id.to_owned(), self.now_ms());
         self.empty_before(&user_id, &device_id, true).await?;
         self.write(move |w| {

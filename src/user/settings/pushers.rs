@@ -56,8 +56,8 @@ fn some<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D
 
 impl Users {
     /// The pushers of a user as the API's `{"pushers": [...]}`, written one after the other. At most ten of them, in no
-    /// particular order.
-    pub async fn pushers(&self, user: UserNum) -> Result<impl Chunks, Error> {
+    /// particular order. `with_total` writes how many there are behind them.
+    pub async fn pushers(&self, user: UserNum, with_total: bool) -> Result<impl Chunks, Error> {
         let store = self.0.parts.store.clone();
         let (read, keys) = blocking(move || {
             let (read, mut keys) = (store.read()?, Vec::new());
@@ -69,18 +69,19 @@ impl Users {
         })
         .await?;
         Ok(base::written(async move |pen| {
-            let mut first = true;
+            let (mut first, mut total) = (true, 0_u32);
             pen.with(|out| out.extend_from_slice(b"{\"pushers\":["));
             for key in keys {
                 let Some(row) = pusher::get(&read, &key)? else { continue };
                 let json = serde_json::to_vec(&Shown::of(&row))?;
+                total += 1;
                 pen.with(|out| {
                     comma(out, &mut first);
                     out.extend_from_slice(&json);
                 });
                 pen.pause().await;
             }
-            pen.with(|out| out.extend_from_slice(b"]}"));
+            pen.text(&if with_total { format!("],\"total\":{total}}}") } else { "]}".to_owned() });
             Ok(())
         }))
     }

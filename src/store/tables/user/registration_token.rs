@@ -37,9 +37,14 @@ pub fn remove(w: &mut Write<'_>, token: &str) -> Result<bool> {
     w.remove(&REGISTRATION_TOKEN, token.as_bytes())
 }
 
-/// Visits all of them, by their text.
-pub fn each(get: &impl Get, visit: &mut dyn FnMut(&str, RegistrationToken) -> Result<ControlFlow<()>>) -> Result<()> {
-    get.range(&REGISTRATION_TOKEN, &[], None, false, &mut |key, value| {
+/// Visits those behind a text, by their text.
+pub fn each(
+    get: &impl Get,
+    after: &str,
+    visit: &mut dyn FnMut(&str, RegistrationToken) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let from = if after.is_empty() { Vec::new() } else { [after.as_bytes(), &[0]].concat() };
+    get.range(&REGISTRATION_TOKEN, &from, None, false, &mut |key, value| {
         let token = std::str::from_utf8(key).map_err(|_| Error::corrupt(&REGISTRATION_TOKEN, key))?;
         visit(token, tables::parse(&REGISTRATION_TOKEN, key, value)?)
     })
