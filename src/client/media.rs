@@ -25,7 +25,8 @@ const PATIENCE_DEFAULT_MS: u64 = 20_000;
 /// POST /_matrix/media/v3/upload
 ///
 /// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, `M_USER_LIMIT_EXCEEDED` when the settings
-/// name a page (`support.page`), and 507 when that of all users or the disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
+/// name a page (`support.page`), and 507 when that of all users or the disk is; 413 `M_TOO_LARGE` for a file larger than
+/// `m.upload.size`.
 pub async fn upload(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     request.limit_user(&rates::UPLOAD, requester.user_id.as_str())?;
@@ -48,7 +49,8 @@ pub async fn create(client: Arc<Client>, request: Request) -> Result<Response, E
 /// 403 `M_FORBIDDEN` when the path names another server, or the media id was given to another user; 404 `M_NOT_FOUND`
 /// when the media id was not given out or has expired; 409 `M_CANNOT_OVERWRITE_MEDIA` when it has its file already;
 /// 403 `M_RESOURCE_LIMIT_EXCEEDED` when the user's share of the disk is used up, `M_USER_LIMIT_EXCEEDED` when the settings
-/// name a page (`support.page`), and 507 when that of all users or the disk is; 413 `M_TOO_LARGE` for a file larger than `m.upload.size`.
+/// name a page (`support.page`), and 507 when that of all users or the disk is; 413 `M_TOO_LARGE` for a file larger than
+/// `m.upload.size`.
 pub async fn upload_to(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let server: OwnedServerName = request.param_as("server")?;
