@@ -11,6 +11,7 @@ use super::state::event::load_row;
 use super::state::{self, RoomRef};
 use crate::base::{self, Chunks, Place, Ranked, bounded, rows_ranked};
 use crate::matrix::json;
+use crate::store::tables::room::blocked;
 use crate::store::tables::room::event_row::Membership;
 use crate::store::tables::room::{self, Room, Status, event, member, user_room};
 use crate::store::tables::user::{self, device};
@@ -89,6 +90,8 @@ pub struct BriefRoom {
     pub events: u64,
     pub bytes: u64,
     pub public: bool,
+    /// Nobody of this server may come into it.
+    pub blocked: bool,
 }
 
 impl Rooms {
@@ -424,6 +427,7 @@ fn brief(read: &Read, num: RoomNum) -> Result<BriefRoom> {
         events: room.row.events,
         bytes: room.row.bytes,
         public: room.row.public,
+        blocked: blocked::get(read, &room.row.id)?.is_some(),
         room_id: room.row.id,
     })
 }

@@ -147,6 +147,12 @@ impl Rooms {
         self.reading(move |_, read| Ok(blocked::get(read, room_id.as_str())?)).await
     }
 
+    /// At most `most` blocked rooms, by their ids from behind `after` on.
+    pub async fn blocked_rooms(&self, after: &str, most: usize) -> Result<Vec<(String, Blocked)>> {
+        let after = after.to_owned();
+        self.reading(move |_, read| Ok(blocked::list_after(read, &after, most)?)).await
+    }
+
     /// Rooms allowed by an admin whatever their size, and rooms that wait for that.
     pub async fn allowed_rooms(&self) -> Result<Vec<(String, Allowed)>> {
         self.reading(|_, read| Ok(join::list_allowed(read, ASKED_ROOMS_MAX)?)).await

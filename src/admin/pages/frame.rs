@@ -13,7 +13,7 @@ use std::future::Future;
 use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use askama::{DynTemplate, Template};
 use bytes::Bytes;
@@ -65,14 +65,11 @@ pub struct Desk {
     pub(super) watching: AtomicUsize,
     /// What was removed last.
     pub(super) removal: Mutex<Option<Removal>>,
-    /// The history of a room is being shortened.
-    pub(super) shortening: AtomicBool,
 }
 
 impl Desk {
     pub fn new(path: Option<String>, passwords: AttemptRates) -> Desk {
-        let (removal, shortening) = (Mutex::default(), AtomicBool::new(false));
-        Desk { path, passwords, watching: AtomicUsize::new(0), removal, shortening }
+        Desk { path, passwords, watching: AtomicUsize::new(0), removal: Mutex::default() }
     }
 
     /// The path of the page; of a server without one the usual one, which nothing leads to.
@@ -346,6 +343,13 @@ const SAID: &[(&str, &str)] = &[
     ("allow-room", "This room may be joined whatever its size: who asked can try again."),
     ("disallow-room", "This room may not be joined when it is large."),
     ("cancel-join", "The join ends, and what it had stored is removed."),
+    (
+        "block-room",
+        "This room is blocked: nobody here comes into it, and a join that was under way ends. Who is in it stays.",
+    ),
+    ("unblock-room", "This room is not blocked any more."),
+    ("deny-server", "Nothing is exchanged with this server any more."),
+    ("let-server", "This server is let in again, and what waits for it is sent."),
     ("remove-room", "It is being removed."),
     ("remove-report", "The report is removed."),
     ("backup-now", "A backup is being made."),

@@ -1,5 +1,6 @@
 //! Rooms: which there are and what they take, joins under way, and large rooms that wait to be allowed.
 
+mod blocked;
 mod remove;
 
 use std::sync::Arc;
@@ -33,6 +34,9 @@ pub fn routes(pages: &mut Pages<'_>) {
     pages
         .show("rooms/", show)
         .act("rooms/", change)
+        .show("rooms/blocked", blocked::show)
+        .act("rooms/blocked", blocked::change)
+        .act("rooms/of/{room}", blocked::change_one)
         .show("rooms/left", remove::ask_left)
         .act("rooms/left", remove::remove_left)
         .show("rooms/of/{room}", one)
@@ -100,6 +104,7 @@ struct Page {
     rows: Vec<Row>,
     previous: Option<usize>,
     next: Option<usize>,
+    is_any_blocked: bool,
 }
 
 struct Order {
@@ -129,7 +134,11 @@ impl Row {
             0 => String::new(),
             count => format!(" · {} of us", grouped(count)),
         };
-        let badges = [(!room.resident || room.local_joined == 0, "nobody here", "look"), (room.public, "public", "")];
+        let badges = [
+            (room.blocked, "blocked", "wrong"),
+            (!room.resident || room.local_joined == 0, "nobody here", "look"),
+            (room.public, "public", ""),
+        ];
         Row {
             path: path(&room.room_id),
             letter: room.name.as_deref().and_then(|name| name.trim().chars().next()).unwrap_or('#').to_string(),
@@ -195,6 +204,7 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         rows: found_rooms.into_iter().map(Row::new).collect(),
         previous: (from > 0).then(|| from.saturating_sub(ROWS)),
         next: (next < total).then_some(next),
+        is_any_blocked: !rooms.blocked_rooms("", 1).await?.is_empty(),
     };
     visit.page(&page).await
 }
@@ -309,6 +319,8 @@ struct One {
     resident: bool,
     path: String,
     is_anybody_here: bool,
+    /// Who blocked it, and when.
+    blocked: Option<String>,
 }
 
 /// `GET rooms/of/{room}`
@@ -318,6 +330,7 @@ pub async fn one(visit: Visit) -> Result<Response, Error> {
     let room = rooms.listed(&room_id).await?;
     let members = rooms.local_members(&room_id).await?;
     let about = &room.description;
+    let blocked = rooms.blocked(&room_id).await?.map(|blocked| blocked::by(&visit.admin, &blocked));
     let name = rooms.brief(&room_id).await?.name.unwrap_or_else(|| bounded(&room_id, NAME_CHARS_MAX));
     let said = |text: &Option<String>| text.as_ref().map(|text| bounded(text, 255));
     let facts = [
@@ -335,6 +348,7 @@ pub async fn one(visit: Visit) -> Result<Response, Error> {
         ),
     ];
     let badges = [
+        (blocked.is_some(), "blocked", "wrong"),
         (!room.resident || room.local_joined == 0, "nobody here", "look"),
         (room.public, "public", ""),
         (about.encryption.is_some(), "encrypted", ""),
@@ -356,6 +370,7 @@ pub async fn one(visit: Visit) -> Result<Response, Error> {
         resident: room.resident,
         path: path(room_id.as_str()),
         is_anybody_here: room.local_joined > 0,
+        blocked,
         room_id: room_id.to_string(),
     };
     visit.page(&page).await

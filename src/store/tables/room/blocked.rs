@@ -1,9 +1,11 @@
 //! Rooms that an administrator blocked: known here or not, nobody of this server may come into them.
 
+use std::ops::ControlFlow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::store::schema::ROOM_BLOCKED;
-use crate::store::{Get, Result, Write, tables};
+use crate::store::{Error, Get, Result, Write, tables};
 
 /// Who blocked a room, and when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +16,17 @@ pub struct Blocked {
 
 pub fn get(get: &impl Get, room_id: &str) -> Result<Option<Blocked>> {
     tables::get_json(get, &ROOM_BLOCKED, room_id.as_bytes())
+}
+
+/// At most `most` of them, from behind a room id on.
+pub fn list_after(get: &impl Get, after: &str, most: usize) -> Result<Vec<(String, Blocked)>> {
+    let (from, mut list) = ([after.as_bytes(), &[0]].concat(), Vec::new());
+    get.range(&ROOM_BLOCKED, &from, None, false, &mut |key, value| {
+        let room_id = std::str::from_utf8(key).map_err(|_| Error::corrupt(&ROOM_BLOCKED, key))?;
+        list.push((room_id.to_owned(), tables::parse(&ROOM_BLOCKED, key, value)?));
+        Ok(if list.len() < most { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(list)
 }
 
 pub fn set(w: &mut Write<'_>, room_id: &str, blocked: Option<&Blocked>) -> Result<()> {
