@@ -23,6 +23,7 @@ mod purge;
 mod reload;
 mod reports;
 mod rooms;
+mod servers;
 mod services;
 mod users;
 mod workers;
@@ -102,6 +103,8 @@ pub struct Admin {
     pub log: fn() -> Vec<String>,
     /// Reads the settings again; set once the server is whole.
     pub reload: OnceLock<Weak<dyn Reload>>,
+    /// One change of the denied servers at a time: each reads the list and writes it.
+    pub denying: tokio::sync::Mutex<()>,
     /// What the server gets or makes by itself.
     pub certificates: Certificates,
     /// What is shown, and to whom: "The certificate for apps".
@@ -136,6 +139,8 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/disk", purge::disk)
         .get("/reports", reports::list)
         .post("/reports/{number}/remove", reports::remove)
+        .get("/servers/denied", servers::denied)
+        .post("/servers/{server}/deny", servers::set)
         .get("/moderation", moderation::lists)
         .get("/moderation/hits", moderation::hits)
         .get("/moderation/rules/{list}", moderation::rules)

@@ -62,6 +62,15 @@ SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
         #[command(subcommand)]
         command: Option<RoomsCommand>,
     },
+    /// The servers with which nothing is exchanged: deny, let-in
+    #[command(after_help = "Examples:
+  snug servers                     those that are denied, as federation.denied_servers names them
+  snug servers deny bad.example    nothing is exchanged with it any more
+  snug servers let-in bad.example")]
+    Servers {
+        #[command(subcommand)]
+        command: Option<ServersCommand>,
+    },
     /// What users reported to you, and what they said of it: remove
     #[command(after_help = "Examples:
   snug reports
@@ -208,7 +217,8 @@ pub enum PurgeCommand {
         #[arg(long, value_name = "DAYS")]
         unused_days: u32,
     },
-    /// Messages older than so many days, of one room or of all; names, members and such stay
+    /// Messages older than so many days, of one room or of all; names, members and such stay. It goes on by itself once begun, also
+    /// after a restart
     History {
         /// One room; otherwise all that people here are in
         room: Option<String>,
@@ -440,6 +450,25 @@ pub enum ModerationCommand {
     Rules {
         /// As the settings call it
         list: String,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ServersCommand {
+    /// Exchange nothing with a server: its requests are refused, nothing is sent to it, and its people cannot join or invite
+    #[command(after_help = "Example:
+  snug servers deny bad.example
+It is written into the config file, as federation.denied_servers, which takes patterns too.")]
+    Deny {
+        /// Its name, such as bad.example
+        server: String,
+    },
+    /// Take that back
+    #[command(after_help = "Example:
+  snug servers let-in bad.example")]
+    LetIn {
+        /// As `snug servers` shows it
+        server: String,
     },
 }
 

@@ -12,6 +12,7 @@ mod purge;
 mod moderation;
 mod reports;
 mod rooms;
+mod servers;
 mod services;
 mod users;
 mod workers;
@@ -57,6 +58,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Serve => serve(&overrides, given.first()),
         Command::User(command) => user(&overrides, command),
         Command::Rooms { command } => rooms_command(&overrides, command),
+        Command::Servers { command } => servers::servers(&overrides, command),
         Command::Reports { command } => reports_command(&overrides, command),
         Command::Moderation { command } => moderation::moderation(&overrides, command),
         Command::Media { command } => media::media(&overrides, command),

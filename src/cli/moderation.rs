@@ -26,7 +26,10 @@ fn report(local: &mut Local) -> Result<String, String> {
         out.push_str(&format!("{}\n", wrong.as_str().unwrap_or_default()));
     }
     if out.is_empty() {
-        return Ok("No policy list is followed: moderation.policy_lists in the config file names them.\n".to_owned());
+        out = "No policy list is followed: moderation.policy_lists in the config file names them.\n".to_owned();
+        if local.get("/servers/denied")?["denied"].as_array().is_none_or(Vec::is_empty) {
+            return Ok(out);
+        }
     }
     let mut hits = String::new();
     local.pages("/moderation/hits", &mut |page| {

@@ -70,6 +70,7 @@ impl From<user::Error> for Error {
             E::TooLarge(message) => ErrorResponse::too_large(message),
             E::Remote(failed) => match failed.own_refusal() {
                 Some(refused) => refused.into(),
+                None if failed.is_barred() => ErrorResponse::forbidden(format!("The other server {failed}")),
                 None => remote(&failed.to_string(), failed.is_refusal()),
             },
             E::Refused(refused) => refused.into(),
@@ -156,6 +157,7 @@ impl From<media::Error> for Error {
             E::Changed => remote("sent another file than a moment ago", false),
             E::Remote(failed) => match failed.own_refusal() {
                 Some(refused) => refused.into(),
+                None if failed.is_barred() => ErrorResponse::forbidden(format!("The other server {failed}")),
                 None => remote(&failed.to_string(), failed.is_refusal()),
             },
             E::Refused(refused) => refused.into(),

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use ruma::OwnedServerName;
+use ruma::{OwnedServerName, ServerName};
 
 use super::setting::{Setting, addresses, optional, server_name, setting};
 use crate::http::page::Input;
@@ -11,6 +11,9 @@ use crate::http::page::Input;
 /// The least intake per hour. A transaction of large events is 3 MiB; with less than this hardly one would fit in an
 /// hour.
 const HOURLY_BYTES_MIN: u64 = 1 << 20;
+/// Names and patterns of denied servers: 64 KiB of the longest names, and a few microseconds to compare with. Who wants more
+/// follows a policy list.
+const DENIED_MAX: usize = 256;
 
 /// `[federation]`: settings about other servers.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +30,8 @@ pub struct Federation {
     /// Files with the roots of servers that have an authority of their own.
     pub roots: Vec<(String, PathBuf)>,
     pub hourly_bytes_max: u64,
+    /// Names and patterns.
+    pub denied_servers: Vec<String>,
 }
 
 pub const SETTINGS: &[Setting] = &[
@@ -100,6 +105,25 @@ pub const SETTINGS: &[Setting] = &[
         },
     ),
     setting(
+        "federation.denied_servers",
+        "[]",
+        "Servers with which nothing is exchanged, by name or pattern: [\"bad.example\", \"*.spam.example\"]. Their requests are refused, \
+         nothing is sent to them, and their people cannot be invited, invite or join here; who is in a room stays there. A pattern \
+         with ! names servers that are let in all the same: [\"*\", \"!friend.example\"] federates with that one alone. The page and \
+         `snug servers deny` change it too.",
+        |config, given| {
+            let servers: Result<Vec<_>, _> = given.texts()?.into_iter().map(server_pattern).collect();
+            match servers? {
+                servers if servers.len() > DENIED_MAX => {
+                    Err(format!("can be at most {DENIED_MAX} names and patterns: a policy list has room for more"))
+                }
+                servers => Ok(config.federation.denied_servers = servers),
+            }
+        },
+    )
+    .on_page(Input::List)
+    .live(),
+    setting(
         "federation.hourly_bytes_max",
         r#""128 MiB""#,
         "What one other server may make this one store within an hour, in all its rooms together; a room may grow by \
@@ -113,3 +137,22 @@ pub const SETTINGS: &[Setting] = &[
     .on_page(Input::Line)
     .live(),
 ];
+
+/// A server's name with `*` and `?` in it, and with `!` before it, in small letters.
+fn server_pattern(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix('!').unwrap_or(text);
+    let fits = (1..=255).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.:[]*?".contains(&byte));
+    match fits {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(format!("{text:?} is no server, such as \"bad.example\" or \"*.spam.example\"")),
+    }
+}
+
+/// A server that denies itself is a mistake.
+pub fn check(federation: &Federation, own: &ServerName) -> Result<(), String> {
+    match federation.denied_servers.iter().any(|name| name == own.as_str()) {
+        true => Err(format!("{own} is this server itself")),
+        false => Ok(()),
+    }
+}

@@ -367,6 +367,8 @@ impl Config {
             }
         }
         self.check_certificates()?;
+        federation::check(&self.federation, &self.server_name)
+            .map_err(|wrong| Error::of("federation.denied_servers", wrong))?;
         moderation::check(&self.moderation).map_err(|wrong| Error::of("moderation.policy_lists", wrong))?;
         if self.listen.is_empty() {
             return Err(Error::of("listen", "needs at least one address, or no app can connect"));

@@ -1,8 +1,9 @@
-//! With whom this server has no dealings: what rules of the policy lists name that its owner follows.
+//! With whom this server has no dealings: the servers that its owner denies, and what rules of the policy lists name that the
+//! owner follows.
 //!
-//! The rules are rows (`store/tables/room/policy.rs`), kept up by the room part. Here names are looked up, and what the rules
-//! kept out is counted, until the room part writes that down. This server, and who belongs to it, can never be named.
-//! A server is looked up with every request; so the last answers are kept, until a commit changes a rule.
+//! The denied servers are a setting. The rules are rows (`store/tables/room/policy.rs`), kept up by the room part. Here names are
+//! looked up, and what was kept out is counted, until the room part writes that down. This server, and who belongs to it, can
+//! never be named. A server is looked up with every request; so the last answers are kept, until a commit changes a rule.
 
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use ruma::{OwnedServerName, ServerName, UserId};
 use sha2::{Digest, Sha256};
 use tokio::sync::Notify;
@@ -60,15 +61,29 @@ pub struct Named {
     pub name: String,
     /// The name or pattern in the rule.
     pub rule: String,
+    pub by: By,
+}
+
+/// Whose word it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// `federation.denied_servers`.
+    Owner,
+    /// A policy list that the owner follows.
+    List,
 }
 
 impl Named {
     /// The refusal, for who asked.
     pub fn sentence(&self) -> String {
         let (name, rule) = (&self.name, &self.rule);
+        let what = match self.by {
+            By::Owner => "among those with which the owner of this server wants no dealings",
+            By::List => "on a policy list that this server follows",
+        };
         match name.eq_ignore_ascii_case(rule) {
-            true => format!("{name} is on a policy list that this server follows"),
-            false => format!("{name} is on a policy list that this server follows (as {})", bounded(rule, 100)),
+            true => format!("{name} is {what}"),
+            false => format!("{name} is {what} (as {})", bounded(rule, 100)),
         }
     }
 }
@@ -77,8 +92,10 @@ pub struct Barred {
     store: Store,
     clock: Clock,
     us: OwnedServerName,
-    /// Without a list nothing is looked up.
+    /// Without a list nothing is looked up in them.
     any: AtomicBool,
+    /// As the setting has them, in small letters.
+    denied: RwLock<Arc<[String]>>,
     hasher: RandomState,
     answers: Arc<Answers>,
     hits: Mutex<HashMap<(u8, String), Hits>>,
@@ -97,8 +114,10 @@ struct Answers {
 #[derive(Clone)]
 struct Kept {
     hash: u64,
-    rule: Option<Arc<str>>,
+    rule: Option<Rule>,
 }
+
+type Rule = (By, Arc<str>);
 
 impl Barred {
     pub(super) fn new(store: Store, clock: Clock, us: OwnedServerName) -> Barred {
@@ -111,6 +130,7 @@ impl Barred {
             clock,
             us,
             any: AtomicBool::new(any),
+            denied: RwLock::default(),
             hasher: RandomState::new(),
             answers,
             hits: Mutex::new(HashMap::new()),
@@ -120,60 +140,98 @@ impl Barred {
 
     /// The rule that names a server, before a request to or from it. A database that fails names nobody.
     pub async fn server(self: &Arc<Self>, server: &ServerName, deed: Deed) -> Option<Named> {
-        if !self.any.load(Ordering::Acquire) || *server == *self.us {
-            return None;
-        }
-        let rule = match self.kept_answer(server) {
-            Some(rule) => rule,
-            None => {
-                let (barred, asked) = (self.clone(), server.to_owned());
-                base::blocking(move || barred.look_up(&asked)).await.unwrap_or_else(|failed| {
-                    tracing::warn!(%failed, "the policy lists could not be read");
-                    None
-                })
-            }
-        }?;
-        let named = Named { name: server.to_string(), rule: rule.to_string() };
+        let named = self.named(server).await?;
         self.count(Subject::Server, &named, deed);
         Some(named)
     }
 
-    fn kept_answer(&self, server: &ServerName) -> Option<Option<Arc<str>>> {
+    /// The same for who only looks: nothing is counted.
+    pub async fn named(self: &Arc<Self>, server: &ServerName) -> Option<Named> {
+        if *server == *self.us || (!self.any.load(Ordering::Acquire) && self.denied.read().is_empty()) {
+            return None;
+        }
+        let (by, rule) = match self.kept_answer(server) {
+            Some(rule) => rule,
+            None => {
+                let (barred, asked) = (self.clone(), server.to_owned());
+                base::blocking(move || barred.look_up(&asked)).await
+            }
+        }?;
+        Some(Named { name: server.to_string(), rule: rule.to_string(), by })
+    }
+
+    /// Denies the servers that these names and patterns fit, and no others: see [`denies`]. Each question to no kept answer looks at all of
+    /// them, so the setting has a bound.
+    pub fn set_denied(&self, denied: Vec<String>) {
+        let denied = denied.into_iter().map(|name| name.to_ascii_lowercase());
+        *self.denied.write() = denied.collect();
+        self.answers.forget();
+    }
+
+    /// The names and patterns of the servers that the owner denies.
+    pub fn denied(&self) -> Arc<[String]> {
+        self.denied.read().clone()
+    }
+
+    fn kept_answer(&self, server: &ServerName) -> Option<Option<Rule>> {
         let hash = self.hasher.hash_one(server.as_str());
         let kept = self.answers.kept.lock();
         let kept = kept.get(hash as usize % KEPT_MAX)?.as_ref()?;
         (kept.hash == hash).then(|| kept.rule.clone())
     }
 
-    fn look_up(&self, server: &ServerName) -> store::Result<Option<Arc<str>>> {
+    fn look_up(&self, server: &ServerName) -> Option<Rule> {
         let generation = self.answers.generation.load(Ordering::Acquire);
-        let read = self.store.read()?;
-        let rule: Option<Arc<str>> = of_server(&read, &lists(&read)?, server)?.map(Into::into);
+        let rule = match denies(&self.denied(), server) {
+            Some(rule) => Some((By::Owner, rule.into())),
+            None => match self.on_a_list(server) {
+                Ok(rule) => rule.map(|rule| (By::List, rule.into())),
+                Err(failed) => {
+                    tracing::warn!(%failed, "the policy lists could not be read");
+                    return None;
+                }
+            },
+        };
         let hash = self.hasher.hash_one(server.as_str());
         let mut kept = self.answers.kept.lock();
         if self.answers.generation.load(Ordering::Acquire) == generation {
             kept.resize(KEPT_MAX, None);
             kept[hash as usize % KEPT_MAX] = Some(Kept { hash, rule: rule.clone() });
         }
-        Ok(rule)
+        rule
+    }
+
+    fn on_a_list(&self, server: &ServerName) -> store::Result<Option<String>> {
+        if !self.any.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let read = self.store.read()?;
+        of_server(&read, &lists(&read)?, server)
     }
 
     /// The rule that names a user, or the user's server.
     pub fn user(&self, get: &impl Get, user: &UserId, deed: Deed) -> store::Result<Option<Named>> {
-        if !self.any.load(Ordering::Acquire) || *user.server_name() == *self.us {
+        if *user.server_name() == *self.us {
+            return Ok(None);
+        }
+        let Some((subject, by, rule)) = self.of_user(get, user)? else { return Ok(None) };
+        let named = Named { name: user.to_string(), rule, by };
+        self.count(subject, &named, deed);
+        Ok(Some(named))
+    }
+
+    fn of_user(&self, get: &impl Get, user: &UserId) -> store::Result<Option<(Subject, By, String)>> {
+        if let Some(rule) = denies(&self.denied(), user.server_name()) {
+            return Ok(Some((Subject::Server, By::Owner, rule.to_owned())));
+        }
+        if !self.any.load(Ordering::Acquire) {
             return Ok(None);
         }
         let lists = lists(get)?;
-        let (subject, rule) = match find(get, &lists, Subject::User, user.as_str())? {
-            Some(rule) => (Subject::User, rule),
-            None => match of_server(get, &lists, user.server_name())? {
-                Some(rule) => (Subject::Server, rule),
-                None => return Ok(None),
-            },
-        };
-        let named = Named { name: user.to_string(), rule };
-        self.count(subject, &named, deed);
-        Ok(Some(named))
+        if let Some(rule) = find(get, &lists, Subject::User, user.as_str())? {
+            return Ok(Some((Subject::User, By::List, rule)));
+        }
+        Ok(of_server(get, &lists, user.server_name())?.map(|rule| (Subject::Server, By::List, rule)))
     }
 
     /// The rule that names a room, by its id or by an alias.
@@ -182,7 +240,7 @@ impl Barred {
             return Ok(None);
         }
         let Some(rule) = find(get, &lists(get)?, Subject::Room, room)? else { return Ok(None) };
-        let named = Named { name: room.to_owned(), rule };
+        let named = Named { name: room.to_owned(), rule, by: By::List };
         self.count(Subject::Room, &named, deed);
         Ok(Some(named))
     }
@@ -235,6 +293,17 @@ impl From<Named> for Failed {
     }
 }
 
+/// Which of the names and patterns denies a server. One with a port means the server at that port alone; for others the port does
+/// not count. What begins with `!` is let in whatever the others say.
+fn denies<'a>(denied: &'a [String], server: &ServerName) -> Option<&'a str> {
+    let name = server.as_str().to_ascii_lowercase();
+    let host = id::split_port(&name).0;
+    let fits = |glob: &str| [name.as_str(), host].iter().any(|text| glob_matches(glob.as_bytes(), text.as_bytes()));
+    let found = denied.iter().find(|glob| !glob.starts_with('!') && fits(glob))?;
+    let is_let_in = denied.iter().filter_map(|glob| glob.strip_prefix('!')).any(fits);
+    (!is_let_in).then_some(found.as_str())
+}
+
 /// The rooms of the lists, as far as they are known here.
 fn lists(get: &impl Get) -> store::Result<Vec<RoomNum>> {
     let mut found = Vec::new();
@@ -267,5 +336,33 @@ impl Follower for Answers {
 
     fn lost(&self, _: Position) {
         self.forget();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(denied: &[&str], server: &str, by: Option<&str>) {
+        let denied: Vec<_> = denied.iter().map(|name| (*name).to_owned()).collect();
+        assert_eq!(denies(&denied, server.try_into().unwrap()), by, "{denied:?} {server}");
+    }
+
+    #[test]
+    fn a_server_is_denied_by_its_name_or_a_pattern() {
+        check(&["bad.example"], "bad.example", Some("bad.example"));
+        check(&["bad.example"], "Bad.Example:8448", Some("bad.example"));
+        check(&["bad.example"], "not-bad.example", None);
+        check(&["bad.example"], "sub.bad.example", None);
+        check(&["*.bad.example"], "sub.bad.example:443", Some("*.bad.example"));
+        check(&["bad.example:8449"], "bad.example:8449", Some("bad.example:8449"));
+        check(&["bad.example:8449"], "bad.example:8448", None);
+        check(&["[fd00::1]"], "[fd00::1]:8448", Some("[fd00::1]"));
+        check(&["*", "!friend.example"], "friend.example", None);
+        check(&["!friend.example", "*"], "friend.example:8448", None);
+        check(&["*", "!friend.example"], "other.example", Some("*"));
+        check(&["!friend.example"], "other.example", None);
+        check(&[], "other.example", None);
     }
 }

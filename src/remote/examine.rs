@@ -102,6 +102,10 @@ impl Remote {
     /// Examines the way to a server, or to this one as others come to it.
     pub async fn examine(&self, server: &ServerName) -> Vec<Step> {
         let steps = Arc::<Steps>::default();
+        if let Some(named) = self.0.barred.named(server).await {
+            steps.bad(format!("{}: nothing was asked", named.sentence()));
+            return std::mem::take(&mut *steps.0.lock());
+        }
         let done = self.0.clock.timeout(EXAMINE_MAX, self.all_steps(server, &steps)).await;
         if done.is_none() {
             steps.bad(format!("The rest was given up after {} s.", EXAMINE_MAX.as_secs()));

@@ -46,7 +46,7 @@ use tokio::sync::{Notify, Semaphore};
 
 pub use self::address::is_private;
 pub use self::backoff::{Backoff, Reached, pause_ms};
-pub use self::barred::{Barred, Deed, Named};
+pub use self::barred::{Barred, By, Deed, Named};
 pub use self::connect::Limits;
 pub use self::contact::Whence;
 pub use self::examine::{MYSELF, Step, Verdict};

@@ -97,7 +97,7 @@ pub enum Failed {
     /// This machine's clock has not been set, so that no certificate can be judged; not asked.
     #[error("was not asked: the clock of this server has not been set yet")]
     NoTime { retry_after_ms: u64 },
-    /// A policy list that this server follows names it; not asked.
+    /// The owner of this server denies it, or a policy list names it that this server follows; not asked.
     #[error("was not asked: {0}")]
     Barred(String),
     /// Our own memory does not suffice.
@@ -113,6 +113,11 @@ impl Failed {
     /// The server was not asked, since it or the Internet failed lately.
     pub fn is_a_pause(&self) -> bool {
         matches!(self, Failed::BackingOff { .. } | Failed::Offline { .. } | Failed::NoTime { .. } | Failed::Barred(_))
+    }
+
+    /// There are no dealings with the server: it was not asked.
+    pub fn is_barred(&self) -> bool {
+        matches!(self, Failed::Barred(_))
     }
 
     /// The peer understood and said no: asking the same again will not help.

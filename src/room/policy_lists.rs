@@ -355,7 +355,7 @@ async fn forget(rooms: &Rooms, list: &List, worker: &Worker) -> Result<()> {
 async fn sweep_hits(rooms: &Rooms) -> Result<()> {
     let mut after = Vec::new();
     loop {
-        let from = after.clone();
+        let (from, denied) = (after.clone(), rooms.0.parts.remote.barred().denied());
         let keys = rooms.reading(move |_, read| Ok(policy::hits_after(read, &from, HITS_A_STEP)?)).await?;
         let Some(last) = keys.last().cloned() else { return Ok(()) };
         rooms
@@ -367,6 +367,7 @@ async fn sweep_hits(rooms: &Rooms) -> Result<()> {
                 for key in keys {
                     let mut is_there = false;
                     if let Some((subject, entity)) = of_hit(&key) {
+                        is_there = subject == Subject::Server && denied.contains(&entity);
                         for (list, form) in
                             lists.iter().flat_map(|list| [Form::Exact, Form::Glob, Form::Hash].map(|form| (list, form)))
                         {

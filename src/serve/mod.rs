@@ -286,6 +286,7 @@ impl Server {
         });
         rooms.set_admission(config.rooms.admission);
         rooms.set_policies(config.policies.clone());
+        remote.barred().set_denied(config.federation.denied_servers.clone());
         rooms.set_policy_lists(config.moderation.policy_lists.clone());
         rooms.set_auto_accept(config.rooms.auto_accept_invites, config.rooms.auto_accept_only_local);
         rooms.set_forgets_left_rooms(config.rooms.forget_left);
@@ -452,6 +453,7 @@ impl Server {
             tally: router.tally().clone(),
             log: log::last_lines,
             reload: OnceLock::new(),
+            denying: tokio::sync::Mutex::new(()),
             certificates: certificates.clone(),
             shown: shown(&config, &client_certificate, &federation_certificate),
         });

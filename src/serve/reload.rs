@@ -121,6 +121,7 @@ impl Reloader {
         log::set_filter(&config.log);
         client.rooms.set_admission(config.rooms.admission);
         client.rooms.set_policies(config.policies.clone());
+        self.admin.remote.barred().set_denied(config.federation.denied_servers.clone());
         client.rooms.set_policy_lists(config.moderation.policy_lists.clone());
         client.rooms.set_auto_accept(config.rooms.auto_accept_invites, config.rooms.auto_accept_only_local);
         client.users.set_welcomes(!config.rooms.auto_join.is_empty());

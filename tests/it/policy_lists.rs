@@ -70,6 +70,51 @@ async fn a_server_follows_a_list_that_is_kept_on_another() {
     pair.two.stop().await;
 }
 
+/// A server that the owner denies: nothing is exchanged with it, whoever begins, and people are told why. Then it is let in again.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_exchanged_with_a_denied_server() {
+    let pair = Pair::start().await;
+    let (one, two) = (&pair.one, &pair.two);
+    let (alice, bob) = (one.register("alice").await, two.register("bob").await);
+    let open = create(one, &alice, json!({ "preset": "public_chat" })).await;
+    join(two, &bob, &open, one).await.ok();
+    let theirs = create(two, &bob, json!({ "preset": "public_chat" })).await;
+    let mine = create(one, &alice, json!({ "preset": "public_chat" })).await;
+    say(one, &alice, &open, "before").await;
+    sees_text(two, &bob, &open, "before").await;
+
+    let barred = one.server().remote.barred();
+    barred.set_denied(vec!["*.load.test".to_owned(), "!one.load.test".to_owned()]);
+    say(one, &alice, &open, "not for them").await;
+    say(two, &bob, &open, "not for us").await;
+    // Their requests: refused with a sentence, which their people are told.
+    let carol = two.register("carol").await;
+    let refused = join(two, &carol, &mine, one).await.refused(403, "M_FORBIDDEN");
+    assert!(refused["error"].as_str().unwrap().contains("wants no dealings"), "{refused}");
+    let asked = two.post(&format!("/rooms/{}/invite", q(&theirs)), &bob, json!({ "user_id": alice.id })).await;
+    asked.refused(403, "M_FORBIDDEN");
+    // Ours: nobody is asked, and people here are told why.
+    let refused = join(one, &alice, &theirs, two).await.refused(403, "M_FORBIDDEN");
+    assert!(refused["error"].as_str().unwrap().contains("wants no dealings"), "{refused}");
+    let asked = one.post(&format!("/rooms/{}/invite", q(&mine)), &alice, json!({ "user_id": carol.id })).await;
+    asked.refused(403, "M_FORBIDDEN");
+    one.get(&format!("/profile/{}", q(&carol.id)), &alice).await.refused(403, "M_FORBIDDEN");
+    one.server().rooms.write_policy_hits().await.unwrap();
+    let (hits, _) = one.server().rooms.policy_hits(Vec::new(), 10).await.unwrap();
+    assert!(hits.iter().any(|hit| hit.subject == "server" && hit.entity == "*.load.test"), "{hits:?}");
+    for (house, who, text) in [(two, &bob, "not for them"), (one, &alice, "not for us")] {
+        let page = house.get(&format!("/rooms/{}/messages?dir=b&limit=50", q(&open)), who).await.ok();
+        assert!(!page.to_string().contains(text), "{page}");
+    }
+
+    barred.set_denied(Vec::new());
+    one.server().remote.backoff().try_now(two.name().try_into().unwrap());
+    sees_text(two, &bob, &open, "not for them").await;
+    join(two, &carol, &mine, one).await.ok();
+    pair.one.stop().await;
+    pair.two.stop().await;
+}
+
 async fn set_rule_back(house: &crate::server::TestServer, who: &crate::server::TestUser, rule: &str) {
     house.put(rule, who, json!({})).await.ok();
 }

@@ -2,22 +2,26 @@
 
 use askama::Template;
 use ruma::{OwnedServerName, ServerName};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use super::frame::{Form, Frame, LIST_ROWS, NAME_CHARS_MAX, Pages, Visit, sentence};
 use super::people::{ago, encoded};
 use super::rooms;
+use crate::admin::servers::deny;
 use crate::admin::{Admin, error::Error};
 use crate::base::{bounded, span};
 use crate::http::{ErrorResponse, Response};
-use crate::matrix::json::read;
-use crate::remote::{Standing, Step, Verdict};
+use crate::matrix::json::partial;
+use crate::remote::{By, Named, Standing, Step, Verdict};
 use crate::room::PublicQuery;
 
 /// A longer text to find is cut.
 const FIND_CHARS_MAX: usize = 100;
 /// Servers that wait for something, on the first page.
 const BEHIND_SHOWN: usize = 8;
+/// Denied servers on the first page, 3 KiB of the longest names each in a path and a text: the setting shows them all.
+const DENIED_SHOWN: usize = 5;
 /// Shared rooms on the page of a server.
 const ROOMS_SHOWN: usize = 20;
 /// Findings of an examination: each of a few hundred letters.
@@ -87,12 +91,29 @@ fn how(standing: Standing, behind_since_ms: Option<u64>, now_ms: u64) -> How {
     }
 }
 
+impl How {
+    /// Of a server with which there are no dealings.
+    fn denied(named: &Named) -> How {
+        let about = match named.by {
+            By::Owner if named.rule == named.name => "nothing is exchanged with it".to_owned(),
+            By::Owner => format!("nothing is exchanged with it, as {}", bounded(&named.rule, 255)),
+            By::List => format!("nothing is exchanged with it: {}", bounded(named.sentence(), 255)),
+        };
+        How { about: Some(about), badge: "denied", class: "wrong" }
+    }
+}
+
 /// How these servers do, in their order.
 async fn hows(admin: &Admin, servers: Vec<OwnedServerName>) -> Result<Vec<How>, Error> {
     let now_ms = admin.clock.now_ms();
+    let mut denied = Vec::with_capacity(servers.len());
+    for server in &servers {
+        denied.push(admin.remote.barred().named(server).await);
+    }
     let behind = admin.sender.behind_since(servers.clone()).await.map_err(ErrorResponse::internal)?;
     let standings = admin.remote.backoff().standings(servers).await.map_err(ErrorResponse::internal)?;
-    Ok(standings.into_iter().zip(behind).map(|(standing, behind)| how(standing, behind, now_ms)).collect())
+    let hows = standings.into_iter().zip(behind).map(|(standing, behind)| how(standing, behind, now_ms));
+    Ok(hows.zip(denied).map(|(how, denied)| denied.as_ref().map_or(how, How::denied)).collect())
 }
 
 #[derive(Template)]
@@ -110,6 +131,28 @@ struct Page {
     rows: Vec<Row>,
     next: Option<String>,
     is_first: bool,
+    denied: Vec<Denied>,
+    more_denied: usize,
+}
+
+/// A name or pattern of denied servers.
+struct Denied {
+    name: String,
+    /// Of its page, where it is one server.
+    path: Option<String>,
+    about: &'static str,
+}
+
+impl Denied {
+    fn new(name: &str) -> Denied {
+        let about = match (name.strip_prefix('!'), name.contains(['*', '?'])) {
+            (Some(_), _) => "let in whatever else is denied",
+            (None, true) => "every server that fits",
+            (None, false) => "nothing is exchanged with it",
+        };
+        let path = OwnedServerName::try_from(name).ok().map(|server| path(server.as_str()));
+        Denied { name: bounded(name, 255), path, about }
+    }
 }
 
 /// `GET servers/?find=text&after=name&behind=name`
@@ -139,7 +182,10 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         .map(|((name, rooms), how)| Row::new(name.as_str(), vec![format!("in {}", rooms::many(*rooms, "room"))], how))
         .collect();
     let now_ms = admin.clock.now_ms();
+    let denied = admin.remote.barred().denied();
     let page = Page {
+        denied: denied.iter().take(DENIED_SHOWN).map(|name| Denied::new(name)).collect(),
+        more_denied: denied.len().saturating_sub(DENIED_SHOWN),
         frame: visit.frame("servers", "Servers"),
         is_enabled: admin.remote.is_enabled(),
         gone: admin.remote.backoff().reached().gone_since_ms.map(|since_ms| ago(since_ms, now_ms)),
@@ -180,6 +226,27 @@ struct One {
     rooms: Vec<(String, String, String)>,
     more_rooms: u64,
     steps: Vec<Found>,
+    denied: Option<Barrier>,
+}
+
+/// Why there are no dealings with a server.
+enum Barrier {
+    /// It is named itself in the setting: a button lets it in again.
+    Named,
+    /// By a pattern of the setting.
+    Pattern(String),
+    /// By a policy list.
+    List(String),
+}
+
+impl Barrier {
+    fn new(named: &Named) -> Barrier {
+        match named.by {
+            By::Owner if named.rule == named.name => Barrier::Named,
+            By::Owner => Barrier::Pattern(bounded(&named.rule, 255)),
+            By::List => Barrier::List(sentence(&named.sentence())),
+        }
+    }
 }
 
 /// A finding of an examination.
@@ -210,6 +277,7 @@ async fn page(visit: &Visit, server: &ServerName, steps: Vec<Step>) -> Result<Re
     let (shared, total) = admin.rooms.rooms_with(server, ROOMS_SHOWN).await?;
     let how = hows(admin, vec![server.to_owned()]).await?.pop();
     let page = One {
+        denied: admin.remote.barred().named(server).await.as_ref().map(Barrier::new),
         frame: visit.frame("servers", bounded(server, NAME_CHARS_MAX)),
         path: path(server.as_str()),
         how: how.unwrap_or(How { about: None, badge: "", class: "" }),
@@ -230,7 +298,8 @@ async fn page(visit: &Visit, server: &ServerName, steps: Vec<Step>) -> Result<Re
     visit.page(&page).await
 }
 
-/// `POST servers/of/{server}`: tries a server now, or examines the way to it, which may take a minute, by the field `what`.
+/// `POST servers/of/{server}`: tries a server now, denies it or lets it in again, or examines the way to it, which may take a
+/// minute, by the field `what`.
 pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
     let server = server_called(visit.request.param("server"))?;
     let remote = &visit.admin.remote;
@@ -239,6 +308,11 @@ pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
             remote.backoff().try_now(&server);
             tracing::info!("{} on the page: try {server} now", visit.user_id);
             Ok(visit.done(&path(server.as_str()), "try-now"))
+        }
+        what @ ("deny-server" | "let-server") => {
+            deny(&visit.admin, &server, what == "deny-server").await?;
+            tracing::info!("{} on the page: {what} {server}", visit.user_id);
+            Ok(visit.done(&path(server.as_str()), what))
         }
         "examine" => {
             let steps = match remote.is_me(&server) {
@@ -315,7 +389,8 @@ async fn answered(
         let search = (!find.is_empty()).then(|| find.to_owned());
         let query = PublicQuery { limit: Some(OFFERED_ROWS), since, search, ..PublicQuery::default() };
         let page = admin.rooms.public_rooms(query).await?;
-        let rows = page.chunk.iter().enumerate().map(|(at, room)| offered_row(at, room.get().as_bytes())).collect();
+        let rows = page.chunk.iter().enumerate();
+        let rows = rows.filter_map(|(at, room)| offered_row(at, room.get().as_bytes())).collect();
         return Ok((rows, page.next_batch));
     }
     let mut asked = Map::from_iter([("limit".to_owned(), Value::from(OFFERED_ROWS))]);
@@ -331,32 +406,54 @@ async fn answered(
 
 /// Read in place: what another server sends is shown up to [`OFFERED_ROWS`], each text cut.
 fn rows_of(answer: &[u8]) -> (Vec<OfferedRow>, Option<String>) {
-    let chunk = read::get(answer, "chunk").filter(|list| list.first() == Some(&b'[')).unwrap_or(b"[]");
-    let rooms = read::items(chunk).filter(|room| room.first() == Some(&b'{')).take(OFFERED_ROWS);
-    let rows = rooms.enumerate().map(|(at, room)| offered_row(at, room)).collect();
-    let next = read::get_text(answer, "next_batch").filter(|next| next.len() <= TOKEN_BYTES_MAX);
-    (rows, next.map(|next| next.into_owned()))
+    let (mut rows, mut next) = (Vec::new(), None);
+    let read = partial::each_member(answer, &mut |key, value| {
+        match key {
+            "chunk" => {
+                let mut list = serde_json::Deserializer::from_str(value.get());
+                let rooms = partial::first::<OFFERED_ROWS, _, &RawValue>(&mut list).unwrap_or_default();
+                let rooms = rooms.into_iter().map(|room| room.get().as_bytes());
+                rows = rooms.enumerate().filter_map(|(at, room)| offered_row(at, room)).collect();
+            }
+            "next_batch" => next = serde_json::from_str::<String>(value.get()).ok(),
+            _ => {}
+        }
+        Ok::<_, serde_json::Error>(())
+    });
+    drop(read);
+    (rows, next.filter(|next| next.len() <= TOKEN_BYTES_MAX))
 }
 
-fn offered_row(at: usize, room: &[u8]) -> OfferedRow {
-    // Another server's text, in whatever way it writes letters.
-    let text = |key: &str, most: usize| {
-        let text = read::get(room, key).and_then(|value| serde_json::from_slice::<String>(value).ok());
-        text.map(|text| bounded(text, most)).unwrap_or_default()
-    };
-    let members = read::get(room, "num_joined_members").and_then(read::integer).unwrap_or(0).max(0) as u64;
-    let (alias, room_id) = (text("canonical_alias", 255), text("room_id", 255));
+/// None for what is no object.
+fn offered_row(at: usize, room: &[u8]) -> Option<OfferedRow> {
+    let [mut name, mut alias, mut room_id, mut topic] = <[String; 4]>::default();
+    let mut members = 0;
+    partial::each_member(room, &mut |key, value| {
+        // Another server's text, in whatever way it writes letters.
+        let text =
+            |most| serde_json::from_str::<String>(value.get()).map(|text| bounded(text, most)).unwrap_or_default();
+        match key {
+            "name" => name = text(NAME_CHARS_MAX),
+            "topic" => topic = text(TOPIC_CHARS_MAX),
+            "canonical_alias" => alias = text(255),
+            "room_id" => room_id = text(255),
+            "num_joined_members" => members = value.get().parse::<u64>().unwrap_or(0),
+            _ => {}
+        }
+        Ok::<_, serde_json::Error>(())
+    })
+    .ok()?;
     let address = if alias.is_empty() { room_id } else { alias };
-    let name = Some(text("name", NAME_CHARS_MAX)).filter(|name| !name.trim().is_empty());
+    let name = Some(name).filter(|name| !name.trim().is_empty());
     let name = name.unwrap_or_else(|| bounded(&address, NAME_CHARS_MAX));
-    OfferedRow {
+    Some(OfferedRow {
         id: format!("room{at}"),
         letter: name.trim_start_matches(['#', '!', ' ']).chars().next().unwrap_or('#').to_string(),
         name,
-        topic: text("topic", TOPIC_CHARS_MAX),
+        topic,
         members: rooms::many(members, "member"),
         address,
-    }
+    })
 }
 
 #[cfg(test)]
@@ -374,6 +471,12 @@ mod tests {
             (row.name.as_str(), row.members.as_str(), row.address.as_str()),
             ("Café", "1,200 members", "#cafe:x.org")
         );
+        let apart = format!(
+            "\n {{ \"total_room_count_estimate\" : 1 ,\n\t\"chunk\" : [ {} ] , \"next_batch\" : \"n\" }}\n",
+            room.replace(':', " : ")
+        );
+        let (rows, next) = rows_of(apart.as_bytes());
+        assert_eq!((rows.len(), next.as_deref(), rows[0].members.as_str()), (1, Some("n"), "1,200 members"));
         let many = format!(r#"{{"chunk":[{}{{}}]}}"#, "{},".repeat(5_000));
         assert_eq!(rows_of(many.as_bytes()).0.len(), OFFERED_ROWS);
         for odd in ["{}", r#"{"chunk":{}}"#, r#"{"chunk":[{"num_joined_members":-5,"name":7}],"next_batch":[]}"#] {

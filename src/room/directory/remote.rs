@@ -47,7 +47,7 @@ impl Rooms {
         let answer = self.0.parts.remote.request(server, Method::POST, target, Some(body), options).await?;
         let (body, grant) = answer.into_parts();
         match serde_json::from_slice::<serde::de::IgnoredAny>(&body) {
-            Ok(_) if body.first() == Some(&b'{') => Ok((body, grant)),
+            Ok(_) if body.trim_ascii_start().starts_with(b"{") => Ok((body, grant)),
             _ => Err(Error::Remote(Failed::BadAnswer("the list of rooms is not a JSON object".to_owned()))),
         }
     }
