@@ -28,7 +28,28 @@ pub fn value(input: Input, typed: &str) -> Result<String, String> {
             let texts: Vec<_> = typed.lines().map(str::trim).filter(|line| !line.is_empty()).map(quoted).collect();
             Ok(format!("[{}]", texts.join(", ")))
         }
+        Input::WordOrList(known) if known.contains(&typed) => Ok(quoted(typed)),
+        Input::WordOrList(_) => value(Input::List, typed),
+        Input::Rate => {
+            let mut numbers = typed.split_whitespace().map(rate_number);
+            match (numbers.next(), numbers.next(), numbers.next()) {
+                (Some(Some(per_second)), Some(Some(burst)), None) => {
+                    Ok(format!("{{ per_second = {per_second}, burst_count = {burst} }}"))
+                }
+                _ => {
+                    Err("must be two numbers: how often a second, such as 0.2, and how many at once, such as 20"
+                        .to_owned())
+                }
+            }
+        }
     }
+}
+
+/// A number of a rate as TOML has it: `0.5`, never `.5` or `1e3`.
+fn rate_number(typed: &str) -> Option<String> {
+    let is_plain = (1..=18).contains(&typed.len()) && typed.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number: f64 = is_plain.then(|| typed.parse().ok())??;
+    Some(number.to_string())
 }
 
 /// A value of a config file as somebody would type it.
@@ -41,6 +62,14 @@ pub fn typed(written: &str) -> String {
         _ => String::new(),
     };
     match value.get_ref() {
+        DeValue::Table(rate) => {
+            let number = |name: &str| match rate.get(name)?.get_ref() {
+                DeValue::Integer(number) => Some(number.as_str().to_owned()),
+                DeValue::Float(number) => Some(number.as_str().to_owned()),
+                _ => None,
+            };
+            [number("per_second"), number("burst_count")].into_iter().flatten().collect::<Vec<_>>().join(" ")
+        }
         DeValue::Array(list) => list.iter().map(|value| one(value.get_ref())).collect::<Vec<_>>().join("\n"),
         value => one(value),
     }
@@ -218,6 +247,9 @@ mod tests {
             (Input::Number, "007", "7"),
             (Input::Line, "a \"b\" \\ \n[x]", "\"a \\\"b\\\" \\\\ \\u000A[x]\""),
             (Input::List, "a\r\n\n b \n", "[\"a\", \"b\"]"),
+            (Input::WordOrList(&["all"]), " all ", "\"all\""),
+            (Input::WordOrList(&["all"]), "@a:b\nall", "[\"@a:b\", \"all\"]"),
+            (Input::Rate, "0.20 020", "{ per_second = 0.2, burst_count = 20 }"),
         ];
         for (input, given, written) in good {
             assert_eq!(value(input, given).unwrap(), written);
@@ -227,12 +259,21 @@ mod tests {
             (Input::Choice(&["own"]), "\"own\""),
             (Input::Number, "-1"),
             (Input::Number, "1 = 2"),
+            (Input::Rate, "1"),
+            (Input::Rate, "1 2 3"),
+            (Input::Rate, "1e3 -2"),
+            (Input::Rate, ". 1"),
         ] {
             value(input, given).unwrap_err();
         }
-        for (written, shown) in
-            [("\"50 MiB\"", "50 MiB"), ("14", "14"), ("true", "true"), ("[\"a\", \"b\"]", "a\nb"), ("[]", "")]
-        {
+        for (written, shown) in [
+            ("\"50 MiB\"", "50 MiB"),
+            ("14", "14"),
+            ("true", "true"),
+            ("[\"a\", \"b\"]", "a\nb"),
+            ("[]", ""),
+            ("{ per_second = 0.2, burst_count = 20 }", "0.2 20"),
+        ] {
             assert_eq!(typed(written), shown);
         }
     }

@@ -5,6 +5,9 @@ use super::setting::{Setting, setting};
 use crate::http::page::Input;
 use crate::room::Who;
 
+/// How the page asks.
+const WHO: Input = Input::WordOrList(&["everybody", "administrators"]);
+
 pub const SETTINGS: &[Setting] = &[
     setting(
         "policies.create_rooms",
@@ -14,7 +17,7 @@ pub const SETTINGS: &[Setting] = &[
          those whom such a pattern names. The same holds for the others here.",
         |config, given| Ok(config.policies.create_rooms = who(given)?),
     )
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
     setting(
         "policies.publish_rooms",
@@ -22,7 +25,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may list rooms in the public directory of this server.",
         |config, given| Ok(config.policies.publish_rooms = who(given)?),
     )
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
     setting(
         "policies.publish_aliases",
@@ -30,7 +33,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may give rooms addresses of this server, such as #tea:example.org.",
         |config, given| Ok(config.policies.publish_aliases = who(given)?),
     )
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
     setting(
         "policies.encrypt_rooms",
@@ -38,12 +41,12 @@ pub const SETTINGS: &[Setting] = &[
         "Who may make rooms encrypted. Most apps make direct chats so: who may not cannot begin one with them.",
         |config, given| Ok(config.policies.encrypt_rooms = who(given)?),
     )
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
     setting("policies.invite", r#""everybody""#, "Who may invite others, from here or from elsewhere.", |config, given| {
         Ok(config.policies.invite = who(given)?)
     })
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
     setting(
         "policies.invited_from_outside",
@@ -51,7 +54,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may be invited by people of other servers.",
         |config, given| Ok(config.policies.invited_from_outside = who(given)?),
     )
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
     setting(
         "policies.join_remote_rooms",
@@ -59,7 +62,7 @@ pub const SETTINGS: &[Setting] = &[
         "Who may join, or ask to join, rooms that nobody of this server is in.",
         |config, given| Ok(config.policies.join_remote_rooms = who(given)?),
     )
-    .on_page(Input::Choice(&["everybody", "administrators"]))
+    .on_page(WHO)
     .live(),
 ];
 

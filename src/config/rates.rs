@@ -1,10 +1,13 @@
 //! `[rates]`: how often one user or address may do what. The names are near those of Synapse's `rc_*`.
+//!
+//! Those of passwords are not on the page: a slip there locks administrators out, or opens the door to guessing.
 
 use super::Config;
 use super::given::Given;
 use super::setting::{Setting, setting};
 use crate::client::rates;
 use crate::http::Rate;
+use crate::http::page::Input;
 
 pub const SETTINGS: &[Setting] = &[
     setting(
@@ -14,26 +17,32 @@ pub const SETTINGS: &[Setting] = &[
          for one account, or lifts all rates for it.",
         |config, given| put(config, given, &rates::SEND),
     )
+    .on_page(Input::Rate)
     .live(),
     setting("rates.joins", "{ per_second = 0.2, burst_count = 20 }", "Joins, by user.", |config, given| {
         put(config, given, &rates::JOIN)
     })
+    .on_page(Input::Rate)
     .live(),
     setting("rates.knocks", "{ per_second = 0.2, burst_count = 20 }", "Knocks, by user.", |config, given| {
         put(config, given, &rates::KNOCK)
     })
+    .on_page(Input::Rate)
     .live(),
     setting("rates.invites", "{ per_second = 1, burst_count = 100 }", "Invites, by user.", |config, given| {
         put(config, given, &rates::INVITE)
     })
+    .on_page(Input::Rate)
     .live(),
     setting("rates.room_creation", "{ per_second = 0.2, burst_count = 20 }", "New rooms, by user.", |config, given| {
         put(config, given, &rates::CREATE)
     })
+    .on_page(Input::Rate)
     .live(),
     setting("rates.uploads", "{ per_second = 2, burst_count = 50 }", "Uploads, by user.", |config, given| {
         put(config, given, &rates::UPLOAD)
     })
+    .on_page(Input::Rate)
     .live(),
     setting(
         "rates.reports",
@@ -41,6 +50,7 @@ pub const SETTINGS: &[Setting] = &[
         "Reports to the administrators, by user.",
         |config, given| put(config, given, &rates::REPORT),
     )
+    .on_page(Input::Rate)
     .live(),
     setting(
         "rates.registration",
@@ -48,6 +58,7 @@ pub const SETTINGS: &[Setting] = &[
         "New accounts, by address.",
         |config, given| put(config, given, &rates::REGISTER),
     )
+    .on_page(Input::Rate)
     .live(),
     setting(
         "rates.login",

@@ -96,6 +96,7 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.rooms.auto_join = given.texts()?.into_iter().map(room).collect::<Result<_, _>>()?)
         },
     )
+    .on_page(Input::List)
     .live(),
     setting(
         "rooms.auto_accept_invites",
@@ -108,6 +109,7 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.rooms.auto_accept_invites = given.one_of(&known)?)
         },
     )
+    .on_page(Input::Choice(&["off", "direct", "all"]))
     .live(),
     setting(
         "rooms.auto_accept_only_local",
@@ -115,6 +117,7 @@ pub const SETTINGS: &[Setting] = &[
         "Whether only invites from people of this server are accepted so.",
         |config, given| Ok(config.rooms.auto_accept_only_local = given.flag()?),
     )
+    .on_page(Input::Flag)
     .live(),
     setting(
         "rooms.default_version",

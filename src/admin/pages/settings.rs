@@ -204,6 +204,13 @@ struct Change {
     wrong: Option<String>,
 }
 
+impl Change {
+    /// A number of a rate, as typed.
+    fn rate(&self, at: usize) -> &str {
+        self.typed.split_whitespace().nth(at).unwrap_or_default()
+    }
+}
+
 /// The field of the form.
 enum Field {
     /// Words, and the one that is so.
@@ -211,7 +218,10 @@ enum Field {
     Line {
         is_number: bool,
     },
-    Lines,
+    /// Texts, or one of the words.
+    Lines(&'static [&'static str]),
+    /// In two fields.
+    Rate,
 }
 
 impl Field {
@@ -221,7 +231,9 @@ impl Field {
             Input::Choice(known) => Field::Words(known.iter().map(|word| (*word, *word)).collect()),
             Input::Number => Field::Line { is_number: true },
             Input::Line => Field::Line { is_number: false },
-            Input::List => Field::Lines,
+            Input::List => Field::Lines(&[]),
+            Input::WordOrList(words) => Field::Lines(words),
+            Input::Rate => Field::Rate,
         }
     }
 }
@@ -276,6 +288,9 @@ pub async fn change(visit: Visit, sent: Form) -> Result<Response, Error> {
     let name = setting.name;
     let typed = match sent.text("what").as_str() {
         "unset" => None,
+        "set" if matches!(setting.input, Some(Input::Rate)) => {
+            Some(format!("{} {}", sent.text("value"), sent.text("burst")))
+        }
         "set" => Some(sent.text("value")),
         _ => return Err(ErrorResponse::invalid_param("this page has no such button").into()),
     };

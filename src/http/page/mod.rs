@@ -25,6 +25,10 @@ pub enum Input {
     Line,
     /// Texts, each on a line.
     List,
+    /// One of these words, or texts, each on a line.
+    WordOrList(&'static [&'static str]),
+    /// So many a second, and so many at once: two numbers.
+    Rate,
 }
 
 /// A whole page. `body` is HTML; `title` and `server` are plain text.
