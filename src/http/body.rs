@@ -83,6 +83,11 @@ impl BodySender {
         self.0.send(Sent::Piece(piece)).await.is_ok()
     }
 
+    /// Waits until the body is no longer read: its peer has gone.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+
     /// The body is complete.
     pub async fn finish(self) {
         let _ = self.0.send(Sent::End).await;

@@ -185,9 +185,10 @@ impl Request {
         host.bytes().all(is_fine).then(|| format!("{scheme}://{host}"))
     }
 
-    /// The value of a cookie.
+    /// The value of a cookie. Over HTTP/2 each cookie may come in a line of its own (RFC 9113, 8.2.3), and browsers send them so.
     pub fn cookie(&self, name: &str) -> Option<&str> {
-        let pairs = self.header("cookie")?.split(';');
+        let lines = self.headers.get_all(header::COOKIE).into_iter().filter_map(|line| line.to_str().ok());
+        let pairs = lines.flat_map(|line| line.split(';'));
         pairs.filter_map(|pair| pair.trim().split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
     }
 
@@ -653,6 +654,18 @@ mod tests {
         ] {
             assert_eq!(decoded(text), plain);
         }
+    }
+
+    /// Whoever signed in to the page over HTTPS with Chromium was asked to sign in again: only the first line was read.
+    #[test]
+    fn cookies_come_in_one_line_or_in_several() {
+        let mut request = Request::for_tests(Method::GET, "/x", "");
+        assert_eq!(request.cookie("a"), None);
+        for line in ["a=1; b=2", "c=3=3", "d"] {
+            request.headers.append(header::COOKIE, HeaderValue::from_static(line));
+        }
+        let found = ["a", "b", "c", "d"].map(|name| request.cookie(name));
+        assert_eq!(found, [Some("1"), Some("2"), Some("3=3"), None]);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! The administrators' page: signing in, forms, people who come by link.
 
 use serde_json::json;
+use snug::admin::Reload;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
+use crate::rooms::{create, eventually};
 use crate::server::TestServer;
 
 const FORM: (&str, &str) = ("content-type", "application/x-www-form-urlencoded");
@@ -344,5 +348,117 @@ async fn rooms_are_allowed_and_reports_answered() {
     assert!(!browser.get("/_snug/rooms/").await.html.contains("!big:x.org"));
     assert_eq!(browser.post("/_snug/rooms/", &token, "what=cancel-join&room=%21big%3Ax.org").await.status, 404);
     assert_eq!(browser.post("/_snug/servers/of/x.org", &token, "what=try-now").await.status, 303);
+    house.stop().await;
+}
+
+/// A room is blocked by its id, before anybody here is in it, and on its own page.
+#[tokio::test]
+async fn rooms_are_blocked_and_unblocked() {
+    let house = with_an_administrator().await;
+    let bert = house.register("bert").await;
+    let room_id = create(&house, &bert, json!({ "preset": "public_chat", "name": "Attic" })).await;
+    let mut browser = Browser::new(&house);
+    browser.sign_in("anna", PASSWORD).await;
+    let token = browser.get("/_snug/rooms/blocked").await.token();
+    let elsewhere = "what=block-room&room=%21far%3Ax.org";
+    assert_eq!(browser.post("/_snug/rooms/blocked", "made-up", elsewhere).await.status, 403);
+    assert_eq!(browser.post("/_snug/rooms/blocked", &token, elsewhere).await.status, 303);
+    assert_eq!(browser.post("/_snug/rooms/blocked", &token, "what=block-room&room=%23far%3Ax.org").await.status, 400);
+    browser.get("/_snug/rooms/blocked").await.has(&["!far:x.org", "blocked by @anna:"]);
+    let carl = house.register("carl").await;
+    house.post("/join/%21far%3Ax.org?via=x.org", &carl, json!({})).await.refused(403, "M_FORBIDDEN");
+    browser.post("/_snug/rooms/blocked", &token, "what=unblock-room&room=%21far%3Ax.org").await;
+    browser.get("/_snug/rooms/blocked").await.has(&["No room is blocked."]);
+
+    let in_path: String = form_urlencoded::byte_serialize(room_id.as_bytes()).collect();
+    let its = format!("/_snug/rooms/of/{in_path}");
+    assert_eq!(
+        browser.post(&its, &token, "what=block-room").await.header("location"),
+        format!("{its}?done=block-room")
+    );
+    browser.get(&its).await.has(&[">blocked<", "Unblock"]);
+    browser.get("/_snug/rooms/").await.has(&[">blocked<"]);
+    house.post(&format!("/join/{in_path}"), &carl, json!({})).await.refused(403, "M_FORBIDDEN");
+    browser.post(&its, &token, "what=unblock-room").await;
+    house.post(&format!("/join/{in_path}"), &carl, json!({})).await.ok();
+    house.stop().await;
+}
+
+/// A server is denied on its page: the config file says so, and it is in force at once.
+#[tokio::test]
+async fn servers_are_denied_and_let_in() {
+    let house = with_an_administrator().await;
+    let file = house.data_dir().join("snug.toml");
+    std::fs::write(&file, "# mine\n[federation]\ndenied_servers = [\"*.spam.example\"]\n").unwrap();
+    let reloader = house.server().reloader();
+    reloader.config.lock().overrides.config = Some(file.clone());
+    let _ = reloader.reload().await.unwrap();
+    let mut browser = Browser::new(&house);
+    browser.sign_in("anna", PASSWORD).await;
+    let page = browser.get("/_snug/servers/of/bad.example").await;
+    page.has(&["Deny it"]);
+    let token = page.token();
+    browser.post("/_snug/servers/of/Bad.example", &token, "what=deny-server").await;
+    let text = || std::fs::read_to_string(&file).unwrap();
+    assert_eq!(text(), "# mine\n[federation]\ndenied_servers = [\"*.spam.example\", \"bad.example\"]\n");
+    assert_eq!(*house.server().remote.barred().denied(), ["*.spam.example".to_owned(), "bad.example".to_owned()]);
+    browser.get("/_snug/servers/of/bad.example").await.has(&[">denied<", "Let it in again"]);
+    browser.get("/_snug/servers/of/a.spam.example").await.has(&[">denied<", "<code>*.spam.example</code>"]);
+    browser.get("/_snug/servers/").await.has(&["<h2>Denied</h2>", "bad.example", "every server that fits"]);
+    browser.post("/_snug/servers/of/bad.example", &token, "what=let-server").await;
+    assert_eq!(text(), "# mine\n[federation]\ndenied_servers = [\"*.spam.example\"]\n");
+    let name = house.name().to_owned();
+    assert_eq!(browser.post(&format!("/_snug/servers/of/{name}"), &token, "what=deny-server").await.status, 400);
+    // The same list as a setting, which is read as any other.
+    let field = "what=set&value=bad.example%0D%0A%21friend.example";
+    browser.post("/_snug/settings/of/federation.denied_servers", &token, field).await;
+    assert_eq!(text(), "# mine\n[federation]\ndenied_servers = [\"bad.example\", \"!friend.example\"]\n");
+    let wrong = browser.post("/_snug/settings/of/federation.denied_servers", &token, "what=set&value=a+b").await;
+    wrong.has(&["is no server, such as"]);
+    // A rate is two numbers, and a policy a word or a list.
+    browser.post("/_snug/settings/of/rates.joins", &token, "what=set&value=0.5&burst=30").await;
+    assert!(text().ends_with("\n[rates]\njoins = { per_second = 0.5, burst_count = 30 }\n"), "{}", text());
+    browser.get("/_snug/settings/of/rates.joins").await.has(&["value=\"0.5\"", "value=\"30\""]);
+    let wrong = browser.post("/_snug/settings/of/rates.joins", &token, "what=set&value=0&burst=30").await;
+    assert_eq!(wrong.status, 400);
+    browser.post("/_snug/settings/of/policies.invite", &token, "what=set&value=@a*:x.org%0A!@ab:x.org").await;
+    assert!(text().ends_with("\n[policies]\ninvite = [\"@a*:x.org\", \"!@ab:x.org\"]\n"), "{}", text());
+    drop(reloader);
+    house.stop().await;
+}
+
+/// Who went from page to page held a place of those who look for some twenty seconds after each, and the fifth page then never
+/// changed by itself.
+#[tokio::test]
+async fn the_place_of_who_stops_looking_is_anothers_at_once() {
+    let house = with_an_administrator().await;
+    let mut browser = Browser::new(&house);
+    browser.sign_in("anna", PASSWORD).await;
+    let (name, value) = browser.cookies.iter().find(|(name, _)| name == "snug_page").unwrap();
+    let asked = format!("GET /_snug/live/rooms HTTP/1.1\r\nHost: a\r\nCookie: {name}={value}\r\n\r\n");
+    let look = async || {
+        let mut stream = TcpStream::connect(house.address()).await.unwrap();
+        stream.write_all(asked.as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        (stream, String::from_utf8_lossy(&head[9..]).into_owned())
+    };
+    let mut watching = Vec::new();
+    for _ in 0..4 {
+        let (stream, status) = look().await;
+        assert_eq!(status, "200");
+        watching.push(stream);
+    }
+    assert_eq!(look().await.1, "204");
+    // Nothing changes on the page, so nothing is sent that would show who is gone; ten pages in a row have theirs all the same.
+    for _ in 0..10 {
+        watching.pop();
+        let stream = eventually("the place is free", async || {
+            let (stream, status) = look().await;
+            (status == "200").then_some(stream)
+        })
+        .await;
+        watching.push(stream);
+    }
     house.stop().await;
 }

@@ -38,7 +38,7 @@ async fn pieces(visitor: &Visitor, part: &str) -> Result<Option<Pieces>, Error> 
     })
 }
 
-/// `GET live/{part}`: the events. 204, with which a browser asks no more, when there are too many who look already.
+/// `GET live/{part}`: the events. 204 when there are too many who look already: the script asks again after a while.
 pub async fn events(visit: Visit) -> Result<Response, Error> {
     let part = visit.request.param("part").to_owned();
     if !PARTS.contains(&part.as_str()) {
@@ -77,6 +77,8 @@ pub async fn events(visit: Visit) -> Result<Response, Error> {
             }
             tokio::select! {
                 () = clock.sleep(EVERY) => {}
+                // Who goes from page to page leaves one behind each time: its place is another's at once.
+                () = sender.closed() => return,
                 // The place of the connection is needed, or the server stops.
                 () = visit.request.hurried() => break,
             }
