@@ -75,12 +75,22 @@ struct Older {
     room_id: Option<OwnedRoomId>,
 }
 
-/// `POST /purge/history`: removes messages that are older than `days`, of one room or of all. Answers once they are gone; a caller
-/// that goes away ends it at the next step.
+/// `POST /purge/history`: removes messages that are older than `days`, of one room or of all. Answers once they are gone; it
+/// goes on when the caller goes away, also after a restart.
 pub async fn history(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
     let Older { days, room_id } = request.json().await?;
-    let (events, bytes) = admin.rooms.purge_history(room_id.as_deref(), days).await?;
+    let name = admin.rooms.begin_purge_by_age(room_id.as_deref(), None, days).await?;
+    let (events, bytes) = purged(&admin, &name).await?;
     Ok(Response::json(&json!({ "events": events, "bytes": bytes })))
+}
+
+/// How many messages a removal took, and their bytes, once it is over.
+pub async fn purged(admin: &Admin, name: &str) -> Result<(u64, u64), Error> {
+    let task = admin.rooms.task_over(name).await?;
+    match task.error {
+        None => Ok((task.gone.events, task.gone.bytes)),
+        Some(why) => Err(ErrorResponse::bad("M_UNKNOWN", why).into()),
+    }
 }
 
 /// `GET /disk?from=`: what a table's rows take, some thousand rows at a time, and where the next part begins.

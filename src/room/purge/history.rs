@@ -6,13 +6,11 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 
-use ruma::RoomId;
-
 use super::{PAUSE, ROWS_MAX};
 use crate::base::Worker;
 use crate::room::Rooms;
 use crate::room::append::relations::relation_of;
-use crate::room::error::{Error, Result};
+use crate::room::error::Result;
 use crate::room::state::{self, event::load_row};
 use crate::store::tables::room::event_row::{Kind, Row};
 use crate::store::tables::room::{self, Status, event, relation, timeline};
@@ -51,7 +49,8 @@ pub struct Reach {
 }
 
 impl Reach {
-    fn before(before_ms: u64) -> Reach {
+    /// Everything sent before a time, whose ever it is.
+    pub fn before(before_ms: u64) -> Reach {
         Reach { before_ms, before_order: i64::MAX, keeps_own: false }
     }
 
@@ -65,22 +64,6 @@ impl Rooms {
     pub fn set_history_days(&self, history_days: Option<u32>, retention_days_min: Option<u32>) {
         self.0.keeping.history_days.store(history_days.unwrap_or(0), Relaxed);
         self.0.keeping.retention_days_min.store(retention_days_min.unwrap_or(0), Relaxed);
-    }
-
-    /// Removes the messages of a room, or of all rooms, that are older than so many days. Answers how many, and their bytes.
-    pub async fn purge_history(&self, room_id: Option<&RoomId>, days: u32) -> Result<(u64, u64)> {
-        let before_ms = self.0.parts.clock.now_ms().saturating_sub(u64::from(days) * DAY_MS);
-        if let Some(room_id) = room_id {
-            let id = room_id.to_owned();
-            let num = self.reading(move |_, read| room::num(read, id.as_str())?.ok_or(Error::NotFound)).await?;
-            return self.purge_room_history(num, Reach::before(before_ms)).await;
-        }
-        let (mut after, mut all) = (None, (0, 0));
-        while let Some((num, _)) = self.resident_after(after).await? {
-            let (events, bytes) = self.purge_room_history(num, Reach::before(before_ms)).await?;
-            (all, after) = ((all.0 + events, all.1 + bytes), Some(num));
-        }
-        Ok(all)
     }
 
     /// Once a day removes what the settings and the rooms say is to go.
@@ -119,7 +102,10 @@ impl Rooms {
     }
 
     /// The next room that people here are in, and how long it says that messages live.
-    async fn resident_after(&self, after: Option<RoomNum>) -> Result<Option<(RoomNum, Option<u64>)>> {
+    pub(in crate::room) async fn resident_after(
+        &self,
+        after: Option<RoomNum>,
+    ) -> Result<Option<(RoomNum, Option<u64>)>> {
         self.reading(move |_, read| {
             let mut found = None;
             room::list_after(read, after, &mut |num, row| {
@@ -271,6 +257,8 @@ mod tests {
         let late = say(answers("late", "m.thread", root.as_str())).await;
         let read = || house.store.read().unwrap();
         let has = |id: &ruma::EventId| event::num(&read(), id.as_str()).unwrap().is_some();
+        let num = room::num(&read(), room.as_str()).unwrap().unwrap();
+        let reach = Reach::before(house.clock.now_ms() - 30 * DAY_MS);
         let purging = async {
             loop {
                 tokio::task::yield_now().await;
@@ -278,13 +266,12 @@ mod tests {
             }
         };
         let (events, bytes) = tokio::select! {
-            done = house.rooms.purge_history(Some(&room), 30) => done.unwrap(),
+            done = house.rooms.purge_room_history(num, reach) => done.unwrap(),
             () = purging => unreachable!("it ticks for ever"),
         };
         assert_eq!(events, 503, "all but the root");
         assert!(bytes > 503 * 200);
         assert!(!has(&old) && !has(&edit) && !has(&early) && has(&root) && has(&late));
-        let num = room::num(&read(), room.as_str()).unwrap().unwrap();
         let root_num = event::num(&read(), root.as_str()).unwrap().unwrap();
         let mut related = Vec::new();
         relation::list(&read(), num, root_num, None, &mut |_, _, event| {
@@ -301,6 +288,6 @@ mod tests {
         })
         .unwrap();
         say(text("on")).await;
-        assert_eq!(house.rooms.purge_history(None, 30).await.unwrap(), (0, 0));
+        assert_eq!(house.rooms.purge_room_history(num, reach).await.unwrap(), (0, 0));
     }
 }

@@ -15,9 +15,9 @@ use super::purge::Reach;
 use super::state;
 use crate::base::Worker;
 use crate::store::tables::hex;
-use crate::store::tables::room::task::{self, Close, Key, Stage, Task, What};
+use crate::store::tables::room::task::{self, Close, Gone, Key, Stage, Task, What};
 use crate::store::tables::room::{self, event};
-use crate::store::{Read, Write};
+use crate::store::{Read, RoomNum, Write};
 
 mod close;
 #[cfg(test)]
@@ -32,6 +32,13 @@ pub const TASKS_MAX: usize = WAITING_MAX + OVER_MAX;
 const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// After a step that failed for want of something.
 const AGAIN: Duration = Duration::from_secs(60);
+/// Between two looks of somebody who waits for the end.
+const OVER_LOOK: Duration = Duration::from_millis(200);
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+/// Rooms of one step through all of them: most have nothing that is old.
+const ROOMS_A_STEP: usize = 50;
+/// Between two steps through all rooms.
+const PAUSE: Duration = Duration::from_millis(40);
 /// While rows go.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -44,10 +51,10 @@ impl Rooms {
         let id = room_id.to_owned();
         self.reading(move |_, read| {
             room::num(read, id.as_str())?.ok_or(Error::NotFound)?;
-            check_free(read, &id, true)
+            check_free(read, id.as_str(), true)
         })
         .await?;
-        self.begin(room_id, by, What::Close(Box::new(close))).await
+        self.begin(room_id.as_str(), by, What::Close(Box::new(close))).await
     }
 
     /// Begins to remove the messages of a room that were sent before a time or before an event; those of people here too when
@@ -67,10 +74,37 @@ impl Rooms {
         let (id, asked) = (room_id.to_owned(), what.clone());
         self.reading(move |_, read| {
             reach_of(read, id.as_str(), &asked)?;
-            check_free(read, &id, false)
+            check_free(read, id.as_str(), false)
         })
         .await?;
-        self.begin(room_id, Some(by), what).await
+        self.begin(room_id.as_str(), Some(by), what).await
+    }
+
+    /// The same for all messages older than so many days, of one room or of all that people here are in.
+    pub async fn begin_purge_by_age(&self, room_id: Option<&RoomId>, by: Option<&UserId>, days: u32) -> Result<String> {
+        let before_ms = self.0.parts.clock.now_ms().saturating_sub(u64::from(days) * DAY_MS);
+        let what = What::History { before_ms: Some(before_ms), before_event: None, own: true };
+        let (id, asked) = (room_id.map_or(String::new(), ToString::to_string), what.clone());
+        let of = id.clone();
+        self.reading(move |_, read| {
+            if !of.is_empty() {
+                reach_of(read, &of, &asked)?;
+            }
+            check_free(read, &of, false)
+        })
+        .await?;
+        self.begin(&id, by, what).await
+    }
+
+    /// A task once it is over, however long that takes: whoever waits may go, the task goes on.
+    pub async fn task_over(&self, name: &str) -> Result<Task> {
+        loop {
+            match self.task(name).await? {
+                Some(task) if task.is_over() => return Ok(task),
+                Some(_) => self.0.parts.clock.sleep(OVER_LOOK).await,
+                None => return Err(Error::NotFound),
+            }
+        }
     }
 
     /// A task that is not over, or not for long. None for a name that is none.
@@ -86,7 +120,11 @@ impl Rooms {
         let (key, now_ms) =
             (task::key(self.0.parts.clock.now_ms(), self.0.parts.random.u64()), self.0.parts.clock.now_ms());
         let (room_id, by) = (room_id.to_string(), Some(by.to_string()));
-        self.note(&key, &Task { room_id, by, what, stage: Stage::Done, error: None, ended_ms: Some(now_ms) }).await?;
+        self.note(
+            &key,
+            &Task { room_id, by, what, stage: Stage::Done, error: None, ended_ms: Some(now_ms), gone: Gone::default() },
+        )
+        .await?;
         self.forget_old().await?;
         Ok(hex(&key))
     }
@@ -185,6 +223,9 @@ impl Rooms {
 
     /// One step of a task, noted in it. The pause until its next; none when it is over.
     async fn step(&self, key: &Key, task: &mut Task) -> Result<Option<Duration>> {
+        if task.room_id.is_empty() {
+            return self.step_through_rooms(key, task).await;
+        }
         let room_id = OwnedRoomId::try_from(task.room_id.as_str()).map_err(|_| Error::NotFound)?;
         match &mut task.what {
             What::Close(_) => self.step_of_closing(key, task, &room_id).await,
@@ -193,16 +234,36 @@ impl Rooms {
                 let (num, reach) = self.reading(move |_, read| reach_of(read, id.as_str(), &asked)).await?;
                 let (events, bytes) = self.purge_room_history(num, reach).await?;
                 tracing::info!(room = %room_id, events, bytes, "old messages were removed");
+                (task.gone.events, task.gone.bytes) = (events, bytes);
                 task.stage = Stage::Done;
                 Ok(None)
             }
         }
     }
 
-    async fn begin(&self, room_id: &RoomId, by: Option<&UserId>, what: What) -> Result<String> {
+    /// Removes the old messages of some rooms more, and notes behind which.
+    async fn step_through_rooms(&self, key: &Key, task: &mut Task) -> Result<Option<Duration>> {
+        let What::History { before_ms: Some(before_ms), .. } = task.what else { return Err(Error::NotFound) };
+        for _ in 0..ROOMS_A_STEP {
+            let Some((num, _)) = self.resident_after(task.gone.after.map(RoomNum)).await? else {
+                let Gone { events, bytes, .. } = task.gone;
+                tracing::info!(events, bytes, "old messages were removed");
+                task.stage = Stage::Done;
+                return Ok(None);
+            };
+            let (events, bytes) = self.purge_room_history(num, Reach::before(before_ms)).await?;
+            let gone = task.gone;
+            task.gone = Gone { events: gone.events + events, bytes: gone.bytes + bytes, after: Some(num.0) };
+        }
+        self.note(key, task).await?;
+        Ok(Some(PAUSE))
+    }
+
+    async fn begin(&self, room_id: &str, by: Option<&UserId>, what: What) -> Result<String> {
         let key = task::key(self.0.parts.clock.now_ms(), self.0.parts.random.u64());
-        let (room_id, by) = (room_id.to_string(), by.map(ToString::to_string));
-        let task = Task { room_id, by, what, stage: Stage::Waiting, error: None, ended_ms: None };
+        let (room_id, by) = (room_id.to_owned(), by.map(ToString::to_string));
+        let task =
+            Task { room_id, by, what, stage: Stage::Waiting, error: None, ended_ms: None, gone: Gone::default() };
         self.note(&key, &task).await?;
         self.0.tasks.notify_one();
         Ok(hex(&key))
@@ -259,17 +320,18 @@ fn next(read: &Read, after: Option<Key>) -> Result<Option<(Key, Task)>> {
 }
 
 /// Whether a task of a kind may begin: there is none of the room, and not too many in all.
-fn check_free(read: &Read, room_id: &RoomId, closes: bool) -> Result<()> {
+fn check_free(read: &Read, room_id: &str, closes: bool) -> Result<()> {
     let (mut waiting, mut is_begun) = (0, false);
     task::each(read, None, &mut |_, task| {
         if !task.is_over() {
             waiting += 1;
-            is_begun |= task.room_id == room_id.as_str() && matches!(task.what, What::Close(_)) == closes;
+            is_begun |= task.room_id == room_id && matches!(task.what, What::Close(_)) == closes;
         }
         Ok(ControlFlow::Continue(()))
     })?;
     if is_begun {
-        return Err(Error::bad("M_UNKNOWN", format!("Purge already in progress for {room_id}")));
+        let of = if room_id.is_empty() { "all rooms" } else { room_id };
+        return Err(Error::bad("M_UNKNOWN", format!("Purge already in progress for {of}")));
     }
     match waiting < WAITING_MAX {
         true => Ok(()),
@@ -278,7 +340,7 @@ fn check_free(read: &Read, room_id: &RoomId, closes: bool) -> Result<()> {
 }
 
 /// Which messages of a room a task removes.
-fn reach_of(read: &Read, room_id: &str, what: &What) -> Result<(crate::store::RoomNum, Reach)> {
+fn reach_of(read: &Read, room_id: &str, what: &What) -> Result<(RoomNum, Reach)> {
     let num = state::known(read, room_id)?.num;
     let What::History { before_ms, before_event, own } = what else { return Err(Error::NotFound) };
     let before_order = match before_event {

@@ -135,3 +135,34 @@ async fn history_goes_up_to_an_event() {
     let nowhere = house.rooms.begin_purge_history(&room, &anna, None, Some(ruma::event_id!("$nowhere")), true).await;
     assert!(matches!(nowhere, Err(Error::NotFound)));
 }
+
+/// Old messages of all rooms are one task, with which a start goes on behind the rooms that are done; one such task at a time.
+#[tokio::test]
+async fn old_messages_of_all_rooms_go_also_after_a_restart() {
+    let store = crate::store::Store::in_memory();
+    let house = house_on(Budget::for_tests(), store.clone());
+    let anna = house.user("anna").await;
+    let mut said = Vec::new();
+    for nth in 0..ROOMS_A_STEP + 3 {
+        let room = house.public_room(&anna).await;
+        if nth == 0 || nth == ROOMS_A_STEP + 2 {
+            said.push(house.say(&anna, &room, "old").await);
+            house.say(&anna, &room, "the newest stays").await;
+        }
+    }
+    house.clock.advance(Duration::from_millis(40 * DAY_MS));
+    let name = house.rooms.begin_purge_by_age(None, None, 30).await.unwrap();
+    let again = house.rooms.begin_purge_by_age(None, None, 30).await;
+    assert!(matches!(again, Err(Error::Bad { message, .. }) if message.contains("all rooms")));
+    let worker = Worker::new("tasks", &house.clock);
+    house.ticking(house.rooms.do_tasks(&worker)).await.unwrap();
+    let task = house.rooms.task(&name).await.unwrap().unwrap();
+    assert_eq!((task.stage, task.gone.events), (TaskStage::Waiting, 1));
+    drop(house);
+    let house = house_on(Budget::for_tests(), store);
+    done(&house).await;
+    let task = house.rooms.task_over(&name).await.unwrap();
+    assert_eq!((task.stage, task.error, task.gone.events), (TaskStage::Done, None, 2));
+    let has = |id: &EventId| event::num(&house.store.read().unwrap(), id.as_str()).unwrap().is_some();
+    assert!(said.iter().all(|id| !has(id)));
+}

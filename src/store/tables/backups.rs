@@ -18,6 +18,9 @@ pub struct Made {
     /// Of all that is in it, as it is here, and of what was written: the rest was in the target already.
     pub bytes: u64,
     pub new_bytes: u64,
+    /// The target was on another disk than the server.
+    #[serde(default)]
+    pub is_apart: bool,
 }
 
 /// What is noted of backups.
@@ -85,7 +88,8 @@ mod tests {
     #[test]
     fn so_many_are_noted_and_the_oldest_goes_first() {
         let store = crate::store::Store::in_memory();
-        let number = |n: u64| Made { begun_ms: n, at_ms: n, target: "/mnt".to_owned(), bytes: n, new_bytes: n };
+        let number =
+            |n: u64| Made { begun_ms: n, at_ms: n, target: "/mnt".to_owned(), bytes: n, new_bytes: n, is_apart: false };
         for n in 0..MADE_MAX as u64 + 5 {
             store.write_blocking(move |w| made(w, number(n), false)).unwrap();
         }

@@ -1,7 +1,5 @@
 //! What takes rooms, or their old messages, away for good: each is asked again, with what it takes before and after.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use askama::Template;
@@ -12,7 +10,7 @@ use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Removal, Visit};
 use crate::admin::{Admin, error::Error, purge};
 use crate::base::{bounded, date, unbroken};
 use crate::budget::human;
-use crate::http::{ErrorResponse, Response, StatusCode};
+use crate::http::{ErrorResponse, Response};
 use crate::room::{BriefRoom, LeftRooms, Purging};
 
 /// Rooms on their way out that are shown: 2 KiB with the longest ids.
@@ -207,53 +205,27 @@ pub async fn ask_shorten(visit: Visit) -> Result<Response, Error> {
     visit.page(&shorten_page(&visit, days, name, &room, None)).await
 }
 
-/// `POST rooms/of/{room}/shorten`: removes messages older than the field `days`, one room at a time, and says what that gave back.
-/// 409 while another room is shortened.
+/// `POST rooms/of/{room}/shorten`: removes messages older than the field `days`, and says what that gave back. 400 while messages
+/// of the room are being removed already.
 pub async fn shorten(visit: Visit, form: Form) -> Result<Response, Error> {
     let (room_id, name, before) = named(&visit).await?;
     let days = days(&form.text("days"))?;
-    let Some(turn) = Turn::take(&visit.admin) else {
-        let message = "The history of a room is being shortened: try again when that is done";
-        return Err(ErrorResponse::new(StatusCode::CONFLICT, "M_UNKNOWN", message).into());
-    };
+    let task = visit.admin.rooms.begin_purge_by_age(Some(&room_id), Some(&visit.user_id), days).await?;
     tracing::info!("{} removes messages of {room_id} older than {days} days on the page", visit.user_id);
-    let (rooms, of) = (visit.admin.rooms.clone(), room_id.clone());
-    let work = unbroken(async move {
-        let _turn = turn;
-        let done = rooms.purge_history(Some(&of), days).await;
-        match &done {
-            Ok((events, bytes)) => tracing::info!(room = %of, events, bytes, "old messages were removed"),
-            Err(failed) => tracing::warn!(room = %of, %failed, "old messages could not be removed"),
-        }
-        done
-    });
     let said = tokio::select! {
-        done = work => {
+        done = purge::purged(&visit.admin, &task) => {
             let (events, bytes) = done?;
             let after = visit.admin.rooms.brief(&room_id).await?;
             let had = format!("The room had {} events in {}", grouped(before.events), human(before.bytes));
             let has = format!("{} in {}", grouped(after.events), human(after.bytes));
             format!("{} went, {}. {had}, and has {has} now.", many(events, "message"), human(bytes))
         }
-        () = visit.admin.clock.sleep(SHORTEN_WITHIN) => "It is being done, and goes on by itself: look at the room again later.".to_owned(),
+        () = visit.admin.clock.sleep(SHORTEN_WITHIN) => {
+            "It is being done, and goes on by itself, also after a restart: look at the room again later.".to_owned()
+        }
     };
     let room = visit.admin.rooms.brief(&room_id).await?;
     visit.page(&shorten_page(&visit, days, name, &room, Some(said))).await
-}
-
-/// The right to shorten a room's history; given back by drop.
-struct Turn(Arc<Admin>);
-
-impl Turn {
-    fn take(admin: &Arc<Admin>) -> Option<Turn> {
-        (!admin.page.shortening.swap(true, Ordering::AcqRel)).then(|| Turn(admin.clone()))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.page.shortening.store(false, Ordering::Release);
-    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ pub fn key(begun_ms: u64, chance: u64) -> Key {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
+    /// Empty for old messages of all rooms.
     pub room_id: String,
     /// The administrator who asked, or nobody: the owner at the command line.
     pub by: Option<String>,
@@ -26,6 +27,17 @@ pub struct Task {
     pub error: Option<String>,
     /// When it was over.
     pub ended_ms: Option<u64>,
+    #[serde(default)]
+    pub gone: Gone,
+}
+
+/// What a removal of old messages has removed, as far as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    pub events: u64,
+    pub bytes: u64,
+    /// Of all rooms, those up to this one are done.
+    pub after: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
