@@ -343,7 +343,13 @@ impl Backups {
                         run = expired.1;
                     }
                     let (bytes, new_bytes) = (run.progress.bytes, run.progress.written_bytes);
-                    let made = Made { begun_ms: run.made_ms(), bytes, new_bytes, ..Made::default() };
+                    let made = Made {
+                        begun_ms: run.made_ms(),
+                        bytes,
+                        new_bytes,
+                        is_apart: !run.progress.is_beside,
+                        ..Made::default()
+                    };
                     return Ok((said(&stored, &run.progress, watch.elapsed()), made));
                 }
             }
@@ -546,6 +552,7 @@ fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
     if target.starts_with(&parts.folder) {
         return Err(Error::Bad("a backup inside of the data folder would be lost with it".to_owned()));
     }
+    check_mounted(&parts, target)?;
     let passphrase = order.passphrase.as_deref();
     if passphrase.is_some_and(|words| words.chars().count() < PASSPHRASE_CHARS_MIN) {
         return Err(Error::Bad(format!(
@@ -588,9 +595,27 @@ fn begin(parts: Arc<Parts>, order: &Order, now_ms: u64) -> Result<Run, Error> {
     Ok(run)
 }
 
-/// Whether two folders are on one file system, such as a target whose own disk is not there.
+/// Refuses a target that had a disk of its own when the last backup was made there, and has none now: that disk is not there, and a
+/// backup would fill the server's.
+fn check_mounted(parts: &Parts, target: &Path) -> Result<(), Error> {
+    if !is_same_disk(target, &parts.folder) {
+        return Ok(());
+    }
+    let name = target.to_string_lossy();
+    let noted = noted::get(&parts.store.read()?)?;
+    match noted.made.iter().rev().find(|made| made.target == name).is_some_and(|made| made.is_apart) {
+        false => Ok(()),
+        true => Err(Error::Bad(format!(
+            "{name} was on a disk of its own when the last backup was made there, and now it is on the server's: that disk seems not \
+             to be mounted. Nothing was written. If this is meant, name another folder"
+        ))),
+    }
+}
+
+/// Whether two places are on one file system, such as a target whose own disk is not there. What does not exist is where it would be
+/// made.
 fn is_same_disk(one: &Path, other: &Path) -> bool {
-    let disk = |path: &Path| std::fs::metadata(path).ok().map(|found| found.dev());
+    let disk = |path: &Path| path.ancestors().find_map(|at| std::fs::metadata(at).ok()).map(|found| found.dev());
     disk(one).is_some_and(|of_one| disk(other) == Some(of_one))
 }
 

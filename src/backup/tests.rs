@@ -502,6 +502,29 @@ async fn the_schedule_makes_one_a_day_and_tells_of_failures() {
 }
 
 /// A copy that somebody takes along is none of those that are kept by the schedule.
+/// The stick was pulled out: its mount point is an empty folder on the server's own disk, or is not there.
+#[tokio::test]
+async fn a_target_whose_own_disk_is_gone_is_refused() {
+    let house = House::new("unmounted");
+    let order = house.order("stick");
+    house.make(order.clone()).await.unwrap();
+    let made = noted::get(&house.store.read().unwrap()).unwrap().made.pop().unwrap();
+    assert!(!made.is_apart);
+    // As if it had been another disk.
+    let apart = Made { is_apart: true, ..made };
+    write(&house.store, move |w| noted::made(w, apart, false));
+    fs::remove_dir_all(&order.target).unwrap();
+    for there in [false, true] {
+        if there {
+            fs::create_dir(&order.target).unwrap();
+        }
+        let why = house.make(order.clone()).await.unwrap_err().to_string();
+        assert!(why.contains("seems not to be mounted"), "{why}");
+        assert_eq!(order.target.exists() && order.target.read_dir().unwrap().next().is_some(), false);
+    }
+    house.make(house.order("elsewhere")).await.unwrap();
+}
+
 #[tokio::test]
 async fn one_by_hand_is_none_of_the_schedule() {
     let mut house = House::new("hand");
