@@ -142,18 +142,22 @@ pub fn disk(overrides: &Overrides) -> Result<(), String> {
             out += &format!("{name:<24} {rows:>11} {:>11}\n", human(*bytes));
         }
         out += &format!("\n{:<50} {:>9} {:>11}\n", "the largest rooms, by their messages", "events", "bytes");
-        let mut rooms: Vec<(u64, u64, String, bool)> = Vec::new();
+        let mut rooms: Vec<(u64, u64, String, String)> = Vec::new();
         local.pages("/rooms", &mut |page| {
             for room in page["rooms"].as_array().into_iter().flatten() {
                 let id = text(room, "room_id").to_owned();
-                rooms.push((number(room, "bytes"), number(room, "events"), id, room["resident"] == true));
+                let about = match room["resident"] == true {
+                    true => room["name"].as_str().unwrap_or_default(),
+                    false => "nobody here is in it",
+                };
+                rooms.push((number(room, "bytes"), number(room, "events"), id, about.to_owned()));
             }
             rooms.sort_by(|one, other| other.cmp(one));
             rooms.truncate(ROOMS_SHOWN);
         })?;
-        for (bytes, events, id, resident) in &rooms {
-            let note = if *resident { "" } else { "  nobody here is in it" };
-            out += &format!("{id:<50} {events:>9} {:>11}{note}\n", human(*bytes));
+        for (bytes, events, id, about) in &rooms {
+            let line = format!("{id:<50} {events:>9} {:>11}  {about}", human(*bytes));
+            out += &format!("{}\n", line.trim_end());
         }
         Ok(out)
     })

@@ -2,58 +2,12 @@
 import fs from "node:fs";
 import { chromium } from "playwright-core";
 import { switches } from "./site.mjs";
+import { add, api, backUpNow, base, check, choose, firstAccount, isRemoved, login, must, password, press, removeRoom, root, says, server, signIn, visitor, wrong } from "./pages.mjs";
 import { say } from "./steps.mjs";
 
-const { SNUG_BASE: base, SNUG_NAME: server, PAGE: root, FIRST: first, SHOTS: shots } = process.env;
-const check = (holds, what) => {
-    if (!holds) throw new Error(`NOT SO: ${what}`);
-    say(`ok    ${what}`);
-};
-const password = "correct horse";
+const { FIRST: first, SHOTS: shots } = process.env;
 /** The figures of a page: at most so long on its way, in the middle of its loads, and so large. */
 const MS_MAX = 50, BYTES_MAX = 256 * 1024;
-
-async function api(method, path, body, token, at = base) {
-    const headers = { "content-type": "application/json", ...(token && { authorization: `Bearer ${token}` }) };
-    const answer = await fetch(`${at}/_matrix/client/v3${path}`, { method, headers, body: body && JSON.stringify(body) });
-    return { status: answer.status, body: await answer.json() };
-}
-/** The same, again after a moment when there were too many. */
-async function must(...request) {
-    for (let n = 0; n < 60; n++) {
-        const { status, body } = await api(...request);
-        if (status === 200) return body;
-        if (status !== 429) throw new Error(`${request[0]} ${request[1]} answered ${status} ${JSON.stringify(body)}`);
-        await new Promise((ready) => setTimeout(ready, 500));
-    }
-    throw new Error("too many requests for half a minute");
-}
-const login = (user, password) => api("POST", "/login", { type: "m.login.password", identifier: { type: "m.id.user", user }, password });
-
-/** A browser of its own: cookies, and whether scripts run. */
-async function visitor(browser, options = {}) {
-    const context = await browser.newContext({ viewport: { width: 390, height: 844 }, ...options });
-    const page = await context.newPage();
-    page.on("console", (m) => ["error", "warning"].includes(m.type()) && !/status of 4\d\d/.test(m.text()) && wrong.push(m.text()));
-    page.on("pageerror", (error) => wrong.push(error.message));
-    return page;
-}
-const wrong = [];
-const says = async (page, text) => (await page.textContent("main")).replace(/\s+/g, " ").includes(text);
-
-async function signIn(page, name, secret = password) {
-    await page.goto(root);
-    await page.fill("#name", name);
-    await page.fill("#password", secret);
-    await page.click("form button");
-    await page.waitForLoadState();
-}
-
-/** Press the button of a form on a person's page. */
-async function press(page, label) {
-    await page.click(`main button:text-is("${label}")`);
-    await page.waitForLoadState();
-}
 
 /** The whole way of a person: added, comes by link, is locked and unlocked, made an administrator, closed. */
 async function person(browser, admin, name, options) {
@@ -61,8 +15,7 @@ async function person(browser, admin, name, options) {
     await admin.fill("#name", "No Such Name");
     await press(admin, "Make the account");
     check(await admin.locator("#name-wrong").count() === 1, "a name that cannot be is refused, and says why");
-    await admin.fill("#name", name);
-    await press(admin, "Make the account");
+    await add(admin, name);
     const link = (await admin.textContent("#link")).trim();
     check(link.startsWith(`${base}/_snug/password/`), `${name} was made, and has a link`);
     check(await admin.locator("svg.qr path").count() === 1, "the link is there as a QR code");
@@ -77,9 +30,7 @@ async function person(browser, admin, name, options) {
         await guest.click("form button");
         check(await says(guest, "at least 8 characters"), "a short password is refused");
     }
-    await guest.fill("#password", password);
-    await guest.fill("#again", password);
-    await guest.click("form button");
+    await choose(guest);
     check(await says(guest, "Your user name is " + name), `${name} has chosen a password`);
     await guest.goto(link);
     check(await says(guest, "This link has ended"), "the link works once");
@@ -112,9 +63,7 @@ async function person(browser, admin, name, options) {
     await press(admin, "Make a link");
     const again = (await admin.textContent("#link")).trim();
     await guest.goto(again);
-    await guest.fill("#password", "another horse");
-    await guest.fill("#again", "another horse");
-    await guest.click("form button");
+    await choose(guest, "another horse");
     check((await login(name, password)).status === 403 && (await login(name, "another horse")).status === 200, "a reset password is another one");
     await admin.goto(its);
     await admin.click('main a:text-is("Close the account…")');
@@ -221,9 +170,7 @@ async function live() {
 async function backedUp(admin) {
     await admin.goto(`${root}backups/`);
     check(await says(admin, "Backups are made each day") && await says(admin, "1 backup"), "the schedule has made a backup at the start");
-    await press(admin, "Back up now");
-    await admin.waitForFunction(() => document.querySelector("#progress").textContent.includes("is whole and was read back"), null, { timeout: 60_000 });
-    await admin.click("#progress a");
+    await backUpNow(admin);
     check(await says(admin, "Backups are made each day") && await says(admin, "2 backups"), "a backup is made on the page, and listed");
     await admin.click("main a.row");
     await press(admin, "Look");
@@ -263,14 +210,41 @@ async function settings(admin) {
     }
 }
 
-/** The page says so when it is opened again. */
-async function isRemoved(admin) {
-    const end = Date.now() + 60_000;
-    while (!(await admin.textContent("#purging")).includes("is removed")) {
-        if (Date.now() > end) throw new Error("the page does not say that the room is removed");
-        await admin.waitForTimeout(1000);
-        await admin.goto(`${root}rooms/`);
-    }
+/** Rooms are blocked, known here or not, and a server is denied. */
+async function keepOut(admin, room) {
+    await admin.goto(`${root}rooms/blocked`);
+    await admin.fill('input[name="room"]', "not a room");
+    await press(admin, "Block");
+    check(await says(admin, "is no room's id"), "what is no room's id is not blocked");
+    await admin.goto(`${root}rooms/blocked`);
+    await admin.fill('input[name="room"]', "!far:away.example");
+    await press(admin, "Block");
+    check(await says(admin, "!far:away.example") && await says(admin, "This room is blocked"), "a room that nobody here knows is blocked");
+    await press(admin, "Unblock");
+    check(await says(admin, "No room is blocked"), "and unblocked");
+    await admin.goto(`${root}rooms/of/${room}`);
+    await press(admin, "Block");
+    check(await says(admin, "Nobody of this server comes into it: blocked by @anna"), "a room is blocked on its page");
+    await press(admin, "Unblock");
+    const file = () => fs.readFileSync(process.env.CONFIG, "utf8");
+    const before = file();
+    await admin.goto(`${root}servers/`);
+    await admin.fill('input[name="server"]', "bad.example");
+    await press(admin, "Look");
+    await press(admin, "Deny");
+    check(await says(admin, "Let it in again") && file().includes('denied_servers = ["bad.example"]'), "a server is denied, and the config file says so");
+    await admin.goto(`${root}servers/`);
+    check(await says(admin, "Denied bad.example"), "it is listed");
+    await admin.goto(`${root}servers/of/bad.example`);
+    await press(admin, "Let in");
+    check(await says(admin, "Deny it") && file() === before, "and let in again: the file is as it was");
+    // For the pictures.
+    await press(admin, "Deny");
+    await admin.goto(`${root}rooms/of/${room}`);
+    await press(admin, "Block");
+    await admin.goto(`${root}rooms/blocked`);
+    await admin.fill('input[name="room"]', `!${"OGEhHVWSdvArJzumhm".repeat(3)}:away.example`);
+    await press(admin, "Block");
 }
 
 /** Rooms go, and old messages. */
@@ -281,11 +255,7 @@ async function removal(admin, rooms, left) {
     check(await says(admin, "This cannot be undone"), "shortening a room is asked again");
     await press(admin, "Remove them for good");
     check(await says(admin, "0 messages went"), "what was written today stays");
-    await admin.goto(`${root}rooms/of/${left}`);
-    await admin.click('main a:text-is("Remove the room…")');
-    check(await says(admin, "Nobody here is in it"), "removing a room is asked again");
-    await press(admin, "Remove it for good");
-    await isRemoved(admin);
+    await removeRoom(admin, left, "Nobody here is in it");
     check((await admin.context().request.get(`${root}rooms/of/${left}`)).status() === 404, "the room is gone");
     await admin.goto(`${root}rooms/of/${rooms[4]}/remove`);
     check(await says(admin, "The 2 people here who are in it leave it first"), "it says who leaves");
@@ -325,12 +295,7 @@ async function main() {
     if (shots) fs.mkdirSync(shots, { recursive: true });
     const browser = await chromium.launch(switches);
     const admin = await visitor(browser);
-    await admin.goto(first);
-    await admin.fill("#name", "anna");
-    await admin.fill("#password", password);
-    await admin.fill("#again", password);
-    await admin.click("form button");
-    check(await says(admin, `@anna:${server}`), "the first account is made");
+    await firstAccount(admin, first, "anna");
     await admin.click('a:text-is("Look after this server")');
     check(admin.url().startsWith(`${root}sign-in`), "its page leads to this one");
     await signIn(admin, "anna", "wrong horse");
@@ -357,17 +322,17 @@ async function main() {
     check(plain.url().startsWith(`${root}sign-in`), "and out it is");
 
     for (const name of ["dora", "emil"]) {
-        await admin.goto(`${root}people/add`);
-        await admin.fill("#name", name);
-        await press(admin, "Make the account");
+        await add(admin, name);
     }
     const { rooms, left } = await live();
     const backup = await backedUp(admin);
+    await keepOut(admin, encodeURIComponent(rooms[1]));
     const paths = [
         "", "people/", "people/add", "people/of/anna", "people/of/dora", "people/of/dora/close", "people/of/bert", "rooms/", `rooms/of/${rooms[0]}`,
         `rooms/of/${rooms[1]}`, `rooms/of/${left}`, "reports/", "servers/", "servers/of/" + encodeURIComponent(process.env.OTHER_NAME),
         "servers/rooms?server=" + server, "backups/", backup, `rooms/of/${left}/remove`, `rooms/of/${rooms[0]}/remove`,
-        `rooms/of/${rooms[0]}/shorten?days=30`, "rooms/left", "settings/of/rooms.admission", "settings/of/rooms.history_days",
+        `rooms/of/${rooms[0]}/shorten?days=30`, "rooms/left", "rooms/blocked", "servers/of/bad.example", "settings/of/federation.denied_servers", "settings/of/rates.joins",
+        "settings/of/policies.invite", "settings/of/rooms.admission", "settings/of/rooms.history_days",
         "settings/of/previews.deny", "settings/", "settings/in/general", "settings/in/backup", "workers", "log", "nothing",
     ];
     await figures(admin, paths);
