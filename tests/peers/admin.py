@@ -58,7 +58,6 @@ ALLOWED = [
     (r"GET .*/(fetch_event|event_reports)/<\w+>", r"event(_json)?\.unsigned.*", "the event is as servers exchange it"),
     (r"POST .*/media/quarantine/<server>/<media>", r"status 200, here 403", "a file that was protected is not said to be withheld"),
     (r"PUT .*/suspend/<admin>", r"status 200, here 403", "nobody suspends themselves"),
-    (r"GET .*/background_updates/status", r"current_updates\.master.*", "Synapse is at it at the moment"),
     (r"GET .*/scheduled_tasks.*", r"scheduled_tasks\[\]\.(resource_id: null|result\.failed_redactions.*)", "redactions are no tasks here; their status tells"),
     (r"GET .*/statistics/database/rooms", r"status 400, here 200", "Synapse needs PostgreSQL for it"),
 ]
@@ -123,6 +122,9 @@ def facts(status, value, at="", found=None):
             key = re.sub(r"^(localhost:\d+|ed25519:.*)$", "NAME", key)
             if at == "devices":
                 key = "DEVICE"
+            # What Synapse is at changes from moment to moment.
+            if at == "current_updates":
+                continue
             if not (key == "content" and ("event" in at or "chunk" in at or "state" in at)):
                 facts(status, one, "%s.%s" % (at, key) if at else key, found)
     elif isinstance(value, list):
@@ -620,10 +622,15 @@ def synadm(side, folder):
         done = subprocess.run([os.environ["SYNADM"], "-c", config, "--batch", "-o", "json", *words], capture_output=True, text=True, timeout=120)
         assert (done.returncode != 0) == fails, "synadm %s: %s" % (" ".join(words), done.stdout[-600:] + done.stderr[-1200:])
         say("ok    synadm " + " ".join(words[:2]))
-        try:
-            return json.loads(done.stdout)
-        except ValueError:
-            return done.stdout
+        # Some commands print several answers: the last is theirs.
+        text, last = done.stdout.strip(), None
+        while text:
+            try:
+                last, end = json.JSONDecoder().raw_decode(text)
+            except ValueError:
+                return last if last is not None else done.stdout
+            text = text[end:].strip()
+        return last
 
     check("Snug" in json.dumps(run("version")), "synadm tells the version")
     run("user", "modify", "<frank>", "-P", "a long secret", "-n", "Frank")
