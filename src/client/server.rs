@@ -10,7 +10,8 @@ use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
 use crate::room::{DELAY_MS_MAX, SCHEDULED_MAX};
 
-/// Releases of the specification that this server supports.
+/// Releases of the specification that this server supports. 1.17 no longer has the rules for mentions by name (MSC4210);
+/// they are still there, as servers may have rules of their own.
 const VERSIONS: &[&str] = &[
     "r0.5.0", "r0.6.0", "r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10",
     "v1.11", "v1.12", "v1.13", "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",

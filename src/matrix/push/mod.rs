@@ -185,14 +185,14 @@ fn actions<'r>(
 /// The member of an event in which patterns are words.
 const BODY: &str = "content.body";
 
-/// Whether a rule matches.
+/// Whether a rule matches. The old rules about mentions are for events that do not say themselves who is mentioned.
 fn applies(
     rule: AnyPushRuleRef<'_>,
     flat: &FlattenedJson,
     context: &PushConditionRoomCtx,
     lookup: &dyn Lookup,
 ) -> bool {
-    if !rule.enabled() {
+    if !rule.enabled() || (defaults::is_for_events_without_mentions(rule.rule_id()) && flat.contains_mentions()) {
         return false;
     }
     match rule {
@@ -208,7 +208,7 @@ fn applies(
 
 fn holds(condition: &PushCondition, flat: &FlattenedJson, context: &PushConditionRoomCtx, lookup: &dyn Lookup) -> bool {
     match condition {
-        #[expect(deprecated, reason = "users' own rules may have it")]
+        #[expect(deprecated, reason = "for events without `m.mentions`, and users' own rules")]
         PushCondition::ContainsDisplayName => {
             flat.get_str(BODY).is_some_and(|body| words::contains(body, &lookup.display_name()))
         }
@@ -368,15 +368,20 @@ mod tests {
         assert!(Matchable::text(long.as_bytes()).len() < 20_200, "six paths of that length are all there is room for");
     }
 
-    /// A name in the text is none (MSC4210); a rule of the user's own may still look for it.
     #[test]
-    fn only_the_event_says_who_is_mentioned() {
+    fn old_mentions_highlight_in_events_that_do_not_say_who_is_mentioned() {
         let plain = |body: &str| json!({ "msgtype": "m.text", "body": body });
-        for body in ["hello bea", "hello b", "@room look"] {
-            assert!(!ask(5, "m.room.message", plain(body)).highlight, "{body}");
+        for (body, highlight) in [("hello bea", true), ("hello b", true), ("@room look", true), ("hello beat", false)] {
+            assert_eq!(ask(5, "m.room.message", plain(body)).highlight, highlight, "{body}");
+            assert!(!ask(5, "m.room.message", said(body)).highlight, "{body}: the event says that nobody is mentioned");
         }
         let notice = json!({ "msgtype": "m.notice", "body": "hello bea" });
         assert_eq!(ask(5, "m.room.message", notice), Outcome::default());
+    }
+
+    /// A rule of the user's own looks for a name whatever the event says.
+    #[test]
+    fn a_users_own_rule_may_look_for_the_display_name() {
         let user = <&UserId>::try_from("@b:x").unwrap();
         let mut rules = serde_json::to_value(default_rules(user)).unwrap();
         let own = json!({ "rule_id": "mine", "conditions": [{ "kind": "contains_display_name" }],
@@ -384,7 +389,7 @@ mod tests {
         rules["override"].as_array_mut().unwrap().insert(1, own);
         let rules: Ruleset = serde_json::from_value(rules).unwrap();
         for (body, highlight) in [("hello bea", true), ("hello beat", false)] {
-            let value = json!({ "type": "m.room.message", "sender": "@a:x", "room_id": "!r", "content": plain(body) });
+            let value = json!({ "type": "m.room.message", "sender": "@a:x", "room_id": "!r", "content": said(body) });
             let event = oracle::event(version::get("12").unwrap(), "$e", &value);
             let bea = Bea(levels(&event, None), None);
             let outcome = evaluate(&rules, &Flat::new(&event), &Room::new(&event, 5), user, &bea);
