@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Admin, error::Error};
 use crate::backup::{self, Order};
-use crate::base::unbroken;
+use crate::base::detached;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 
 /// `GET /backup`: what is being made, how the last one ended, and when one was made last.
@@ -19,7 +19,7 @@ pub async fn make(admin: Arc<Admin>, mut request: Request) -> Result<Response, E
     let order: Order = request.json().await?;
     let (backups, turn) = (admin.backups.clone(), admin.backups.begin()?);
     // How it ends is in the status, and in the log.
-    tokio::spawn(unbroken(async move { drop(backups.make_in(turn, order).await) }));
+    detached(async move { drop(backups.make_in(turn, order).await) });
     Ok(Response::ok())
 }
 

@@ -1,39 +1,81 @@
 //! Blocking work, kept off the threads that wait on sockets; work that is finished even when its caller goes away; and
 //! waiting, on threads that may block.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 use tracing::{Instrument, Span};
 
 use super::clock::Deadline;
-use super::panics::{caught, caught_in};
+use super::panics::{Panicked, caught, caught_in};
 
 /// Runs `work` on the runtime's blocking pool, whose size the profile sets. A panic in it goes on in the caller.
 /// Lines of the log that come from it name what the caller is about.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let span = Span::current();
-    match tokio::task::spawn_blocking(move || span.in_scope(|| caught(work))).await {
-        Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
-        // The runtime is shutting down and dropped the work: no caller is left to answer.
-        Err(_) => std::future::pending().await,
-    }
+    let (made, span) = (Made::default(), Span::current());
+    let place = made.clone();
+    finished(on_blocking_thread(Box::new(move || place.put(span.in_scope(|| caught(work)))))).await;
+    made.take()
 }
 
-/// Runs `work`, which does not panic, on the runtime's blocking pool. No caller waits for it.
-pub(super) fn on_blocking_thread(work: impl FnOnce() + Send + 'static) {
-    drop(tokio::task::spawn_blocking(work));
+/// Runs `work`, which does not panic, on the runtime's blocking pool. Boxed, since the runtime has some twenty functions for
+/// each type of work, which would be compiled, and held in memory, for each caller.
+pub(super) fn on_blocking_thread(work: Box<dyn FnOnce() + Send>) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(work)
 }
 
 /// Finishes `work` even when the caller goes away, in a task of its own. A panic in it goes on in the caller.
 /// Lines of the log that come from it name what the caller is about.
 pub async fn unbroken<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> T {
-    match tokio::spawn(caught_in(Box::pin(work)).in_current_span()).await {
-        Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
+    let made = Made::default();
+    let place = made.clone();
+    let work: Pin<Box<dyn Future<Output = T> + Send>> = Box::pin(work);
+    finished(detached(async move { place.put(caught_in(work).await) })).await;
+    made.take()
+}
+
+/// Begins `work` in a task of its own. Lines of the log that come from it name what the caller is about. Boxed for the
+/// reason above.
+pub fn detached(work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+    let work: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(work);
+    tokio::spawn(work.in_current_span())
+}
+
+async fn finished(task: JoinHandle<()>) {
+    if task.await.is_err() {
         // The runtime is shutting down and dropped the work: no caller is left to answer.
-        Err(_) => std::future::pending().await,
+        std::future::pending().await
+    }
+}
+
+/// The place where work of its own leaves its result for the caller.
+pub(super) struct Made<T>(Arc<Mutex<Option<Result<T, Panicked>>>>);
+
+impl<T> Made<T> {
+    pub(super) fn put(&self, done: Result<T, Panicked>) {
+        *self.0.lock() = Some(done);
+    }
+
+    /// Of work that is finished. A panic in it goes on in the caller.
+    pub(super) fn take(&self) -> T {
+        let done = self.0.lock().take().expect("finished work left its result");
+        done.unwrap_or_else(|panicked| panicked.go_on())
+    }
+}
+
+impl<T> Default for Made<T> {
+    fn default() -> Self {
+        Made(Arc::default())
+    }
+}
+
+impl<T> Clone for Made<T> {
+    fn clone(&self) -> Self {
+        Made(self.0.clone())
     }
 }
 

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tracing::Span;
 
-use super::blocking::on_blocking_thread;
+use super::blocking::{Made, on_blocking_thread};
 use super::clock::Clock;
 use super::panics::caught;
 
@@ -30,8 +30,23 @@ pub struct Lane {
 
 #[derive(Default)]
 struct Queue {
-    jobs: VecDeque<Box<dyn FnOnce() + Send>>,
+    jobs: VecDeque<Job>,
     threads: usize,
+}
+
+struct Job {
+    work: Box<dyn FnOnce() + Send>,
+    reply: oneshot::Sender<()>,
+}
+
+impl Job {
+    /// A caller that went away has nothing done.
+    fn run(self) {
+        if !self.reply.is_closed() {
+            (self.work)();
+            let _ = self.reply.send(());
+        }
+    }
 }
 
 impl Lane {
@@ -43,14 +58,16 @@ impl Lane {
 
     /// Runs `work` as [`super::blocking`] does. The work of a caller that went away before its turn is left out.
     pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (made, span) = (Made::default(), Span::current());
+        let place = made.clone();
+        self.done(Box::new(move || place.put(span.in_scope(|| caught(work))))).await;
+        made.take()
+    }
+
+    async fn done(&self, job: Box<dyn FnOnce() + Send>) {
         let (reply, done) = oneshot::channel();
-        let span = Span::current();
-        let job = move || {
-            if !reply.is_closed() {
-                let _ = reply.send(span.in_scope(|| caught(work)));
-            }
-        };
-        if self.add(Box::new(job)) {
+        let job = Job { work: job, reply };
+        if self.add(job) {
             self.work();
         }
         let mut done = std::pin::pin!(done);
@@ -63,15 +80,14 @@ impl Lane {
                 done.await
             }
         };
-        match done {
-            Ok(done) => done.unwrap_or_else(|panicked| panicked.go_on()),
+        if done.is_err() {
             // The runtime is shutting down and dropped the work: no caller is left to answer.
-            Err(_) => std::future::pending().await,
+            std::future::pending().await
         }
     }
 
     /// Adds a job. Answers whether a thread is to be woken for it.
-    fn add(&self, job: Box<dyn FnOnce() + Send>) -> bool {
+    fn add(&self, job: Job) -> bool {
         let mut queue = self.queue.lock();
         queue.jobs.push_back(job);
         let wakes = queue.threads < self.threads_max && queue.jobs.len() > queue.threads * AHEAD;
@@ -89,15 +105,15 @@ impl Lane {
 
     fn work(&self) {
         let lane = self.clone();
-        on_blocking_thread(move || {
+        drop(on_blocking_thread(Box::new(move || {
             while let Some(job) = lane.next() {
-                job();
+                job.run();
             }
-        });
+        })));
     }
 
     /// The next job; without one the thread is done.
-    fn next(&self) -> Option<Box<dyn FnOnce() + Send>> {
+    fn next(&self) -> Option<Job> {
         let mut queue = self.queue.lock();
         let job = queue.jobs.pop_front();
         queue.threads -= usize::from(job.is_none());
@@ -128,11 +144,15 @@ mod tests {
         assert!(lane.queue.lock().jobs.is_empty());
     }
 
+    fn idle() -> Job {
+        Job { work: Box::new(|| {}), reply: oneshot::channel().0 }
+    }
+
     #[test]
     fn half_of_a_small_pool_is_left_to_others() {
         for (pool, threads) in [(1, 1), (4, 2), (6, 3), (32, 4)] {
             let lane = Lane::new(Clock::real(), pool);
-            let woken = (0..100).filter(|_| lane.add(Box::new(|| {}))).count();
+            let woken = (0..100).filter(|_| lane.add(idle())).count();
             assert_eq!((woken, lane.is_behind()), (threads, false));
         }
     }

@@ -29,7 +29,7 @@ pub mod shares;
 mod small_file;
 mod worker;
 
-pub use blocking::{block_on_until, blocking, joined, unbroken};
+pub use blocking::{block_on_until, blocking, detached, joined, unbroken};
 pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, stepped, written};
 pub use clock::{Clock, Deadline, EARLIEST_MS, StopWatch};
 pub use date::{date, span, timestamp};

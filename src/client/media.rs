@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use ruma::{OwnedServerName, ServerName};
 use serde_json::json;
-use tracing::Instrument;
 
 use super::{Client, Error, auth, rates};
-use crate::base::blocking;
+use crate::base::{blocking, detached};
 use crate::http::file::UNKNOWN_TYPE;
 use crate::http::file::{Part, described, part_of};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
@@ -381,7 +380,7 @@ fn pass_through(mut fetched: Fetched, name: Option<&str>) -> Response {
             }
         }
     };
-    tokio::spawn(passing.in_current_span());
+    detached(passing);
     response
 }
 

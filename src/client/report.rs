@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::room::timeline::reader;
 use super::{Client, Error, auth, rates};
+use crate::base::detached;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::json;
 use crate::user::{REASON_CHARS_MAX, Reported, Requester};
@@ -100,7 +101,9 @@ async fn keep(client: &Client, requester: &Requester, reported: Reported) -> Res
     let by = &requester.user_id;
     let text = format!("{by} reported {about}{because}\n`snug reports` shows it as number {number}.");
     let notices = client.notices.clone();
-    tokio::spawn(async move { notices.tell_administrators(&text).await });
+    detached(async move {
+        let _reached = notices.tell_administrators(&text).await;
+    });
     Ok(())
 }
 

@@ -18,7 +18,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::watch;
-use tracing::Instrument;
 
 use super::elsewhere::{Held, Share};
 use super::picture::Shape;
@@ -26,7 +25,7 @@ use super::place::Staged;
 use super::remote::Incoming;
 use super::scan::PATIENCE;
 use super::{About, Error, Fetched, Media, Opened, Scaled, TRANSFER_BYTES};
-use crate::base::{Awaited, ChunkError, Chunks, blocking};
+use crate::base::{Awaited, ChunkError, Chunks, blocking, detached};
 use crate::budget::Grant;
 use crate::remote::Failed;
 use crate::store::tables::media;
@@ -272,7 +271,7 @@ impl Media {
         };
         if began {
             let transfer = Transfer { media: self.clone(), key, arriving: reader.0.clone() };
-            tokio::spawn(transfer.run().in_current_span());
+            detached(transfer.run());
         }
         reader
     }

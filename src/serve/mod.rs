@@ -28,6 +28,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ use tokio::task::JoinHandle;
 
 use crate::admin::{self, Admin};
 use crate::backup::{self, Backups};
-use crate::base::{Clock, Lane, Live, Random, Worker, Workers, read_small};
+use crate::base::{Clock, Lane, Live, Random, Worker, Workers, detached, read_small};
 use crate::budget::{self, Budget, Grant, Granted, Profile};
 use crate::certificates::{Certificates, Source};
 use crate::client::{self, Client};
@@ -241,6 +242,9 @@ pub struct Open {
     pub tls: bool,
     pub federation: bool,
 }
+
+/// A worker's work, to be begun again after a panic.
+type Work = Box<dyn FnMut(Worker) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 impl Server {
     /// Makes every part, bottom to top. No port is open and no background work runs yet.
@@ -792,8 +796,12 @@ impl Server {
         name: &'static str,
         mut work: impl FnMut(Worker) -> F + Send + 'static,
     ) -> JoinHandle<()> {
+        self.keep(name, Box::new(move |worker| Box::pin(work(worker))))
+    }
+
+    fn keep(&self, name: &'static str, mut work: Work) -> JoinHandle<()> {
         let (worker, mut stopping) = (self.workers.add(name, &self.clock), self.stopping.subscribe());
-        tokio::spawn(async move {
+        detached(async move {
             let stopped = async move {
                 let _ = stopping.wait_for(|stopping| *stopping).await;
             };

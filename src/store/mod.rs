@@ -50,7 +50,7 @@ pub use schema::Table;
 pub use survey::{Gap, Measured, Survey, TableFound};
 
 use crate::base::{Clock, Random};
-use writer::{Engine, Kind, Message, Typed};
+use writer::{Engine, Job, Kind, Message};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -301,9 +301,13 @@ impl Store {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let (job, done) = Typed::boxed(job);
-        self.0.queue().send(Message::Job(kind, job)).await.map_err(|_| WriteError::Store(Error::Closed))?;
-        done.await.unwrap_or(Err(WriteError::Store(Error::Closed)))
+        let (job, done, made) = Job::of(job);
+        made.answer(self.through(kind, job, done).await)
+    }
+
+    async fn through(&self, kind: Kind, job: Box<Job>, done: oneshot::Receiver<Result<Changes>>) -> Result<Changes> {
+        self.0.queue().send(Message::Job(kind, job)).await.map_err(|_| Error::Closed)?;
+        done.await.unwrap_or(Err(Error::Closed))
     }
 
     fn send_blocking<T, E>(
@@ -315,9 +319,9 @@ impl Store {
         T: Send + 'static,
         E: Send + 'static,
     {
-        let (job, done) = Typed::boxed(job);
-        self.0.queue().blocking_send(Message::Job(kind, job)).map_err(|_| WriteError::Store(Error::Closed))?;
-        done.blocking_recv().unwrap_or(Err(WriteError::Store(Error::Closed)))
+        let (job, done, made) = Job::of(job);
+        let queued = self.0.queue().blocking_send(Message::Job(kind, job));
+        made.answer(queued.map_err(|_| Error::Closed).and_then(|()| done.blocking_recv().unwrap_or(Err(Error::Closed))))
     }
 }
 

@@ -54,7 +54,7 @@ pub(super) enum Kind {
 }
 
 pub(super) enum Message {
-    Job(Kind, Box<dyn Job>),
+    Job(Kind, Box<Job>),
     Compact(oneshot::Sender<Result<bool>>),
     Close(oneshot::Sender<()>),
 }
@@ -210,7 +210,7 @@ struct Writer {
     record: Record,
 }
 
-type Group = Vec<(Kind, Box<dyn Job>)>;
+type Group = Vec<(Kind, Box<Job>)>;
 
 impl Writer {
     /// Ends when the store is closed or every handle is gone.
@@ -247,7 +247,7 @@ impl Writer {
 
     /// Collects all waiting jobs that may share a commit. A message of another kind goes after the group; jobs queued
     /// behind it still join the group, up to its size.
-    fn gather(&mut self, kind: Kind, job: Box<dyn Job>) -> Group {
+    fn gather(&mut self, kind: Kind, job: Box<Job>) -> Group {
         let mut group = vec![(kind, job)];
         while group.len() < GROUP_JOBS_MAX && self.next.is_none() {
             match self.jobs.try_recv() {
@@ -439,21 +439,21 @@ struct Broken {
 /// A job and the changes it announced.
 struct Ran {
     kind: Kind,
-    job: Box<dyn Job>,
+    job: Box<Job>,
     changes: Vec<Change>,
     /// The error of this job alone, when the job does not know it.
     failed: Option<Error>,
 }
 
 impl Ran {
-    fn new((kind, job): (Kind, Box<dyn Job>)) -> Ran {
+    fn new((kind, job): (Kind, Box<Job>)) -> Ran {
         Ran { kind, job, changes: Vec::new(), failed: None }
     }
 
     /// Runs the job; a job that returns an error, fails or panics leaves nothing behind. Fails when the transaction
     /// broke, or when the job's writes cannot be taken back alone.
     fn run(&mut self, w: &mut Write) -> Result<()> {
-        let about = self.job.about().clone();
+        let about = self.job.about.clone();
         let _about = about.enter();
         let mark = w.mark();
         let outcome = base::caught(|| self.job.run(w)).unwrap_or_else(|panicked| Outcome::Panicked(panicked.say()));
@@ -631,17 +631,16 @@ impl Shared {
     }
 }
 
-/// A write job without its types.
-pub(super) trait Job: Send {
+/// A write job without its types: what it makes stays between its closure and the caller. One type for all of them, since a
+/// compiled copy for each job would cost memory.
+pub(super) struct Job {
     /// What lines of the log are about that come from this job.
-    fn about(&self) -> &Span;
-
-    /// Called once, in the transaction.
-    fn run(&mut self, w: &mut Write) -> Outcome;
-
-    /// Called once, after the commit or instead of it.
-    fn finish(self: Box<Self>, committed: Result<Changes>);
+    about: Span,
+    work: Option<Work>,
+    reply: oneshot::Sender<Result<Changes>>,
 }
+
+type Work = Box<dyn FnOnce(&mut Write) -> Outcome + Send>;
 
 pub(super) enum Outcome {
     Done,
@@ -653,55 +652,49 @@ pub(super) enum Outcome {
     Panicked(String),
 }
 
-type Reply<T, E> = std::result::Result<(T, Changes), WriteError<E>>;
+/// The place where a job leaves its result for the caller.
+pub(super) struct Made<T, E>(Arc<Mutex<Option<std::result::Result<T, E>>>>);
 
-/// A job with its types: the closure, then its result, then the answer.
-pub(super) struct Typed<F, T, E> {
-    about: Span,
-    work: Option<F>,
-    result: Option<std::result::Result<T, E>>,
-    reply: oneshot::Sender<Reply<T, E>>,
-}
-
-impl<F, T, E> Typed<F, T, E>
-where
-    F: FnOnce(&mut Write) -> std::result::Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    pub(super) fn boxed(work: F) -> (Box<dyn Job>, oneshot::Receiver<Reply<T, E>>) {
-        let (reply, done) = oneshot::channel();
-        (Box::new(Typed { about: Span::current(), work: Some(work), result: None, reply }), done)
-    }
-}
-
-impl<F, T, E> Job for Typed<F, T, E>
-where
-    F: FnOnce(&mut Write) -> std::result::Result<T, E> + Send + 'static,
-    T: Send + 'static,
-    E: Send + 'static,
-{
-    fn about(&self) -> &Span {
-        &self.about
+impl Job {
+    /// A job, the news of its commit, and the place of its result.
+    pub(super) fn of<T, E>(
+        work: impl FnOnce(&mut Write) -> std::result::Result<T, E> + Send + 'static,
+    ) -> (Box<Job>, oneshot::Receiver<Result<Changes>>, Made<T, E>)
+    where
+        T: Send + 'static,
+        E: Send + 'static,
+    {
+        let (made, (reply, done)) = (Made(Arc::default()), oneshot::channel());
+        let place = made.0.clone();
+        let work: Work = Box::new(move |w| {
+            let result = work(w);
+            let is_done = result.is_ok();
+            *place.lock() = Some(result);
+            if is_done { Outcome::Done } else { w.take_failure().map_or(Outcome::Refused, Outcome::Failed) }
+        });
+        (Box::new(Job { about: Span::current(), work: Some(work), reply }), done, made)
     }
 
+    /// Called once, in the transaction.
     fn run(&mut self, w: &mut Write) -> Outcome {
-        let Some(work) = self.work.take() else { return Outcome::Refused };
-        let result = work(w);
-        let outcome =
-            if result.is_ok() { Outcome::Done } else { w.take_failure().map_or(Outcome::Refused, Outcome::Failed) };
-        self.result = Some(result);
-        outcome
+        self.work.take().map_or(Outcome::Refused, |work| work(w))
     }
 
-    fn finish(self: Box<Self>, committed: Result<Changes>) {
-        let answer = match (self.result, committed) {
+    /// Called once, after the commit or instead of it.
+    fn finish(self, committed: Result<Changes>) {
+        // The caller may be gone; the write is done all the same.
+        let _ = self.reply.send(committed);
+    }
+}
+
+impl<T, E> Made<T, E> {
+    /// The answer to the caller, once the job is finished.
+    pub(super) fn answer(self, committed: Result<Changes>) -> std::result::Result<(T, Changes), WriteError<E>> {
+        match (self.0.lock().take(), committed) {
             (Some(Ok(value)), Ok(changes)) => Ok((value, changes)),
             (Some(Err(failed)), _) => Err(WriteError::Job(failed)),
             (_, Err(failed)) => Err(WriteError::Store(failed)),
             (None, Ok(_)) => Err(WriteError::Store(Error::Aborted)),
-        };
-        // The caller may be gone; the write is done all the same.
-        let _ = self.reply.send(answer);
+        }
     }
 }

@@ -8,7 +8,6 @@ use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use tracing::Instrument;
 
 use super::{Error, Requester, Users};
 use crate::base::shares::{Owner, Shares};
@@ -163,7 +162,7 @@ impl Users {
                 }
             }
         };
-        tokio::spawn(tidying.in_current_span());
+        crate::base::detached(tidying);
     }
 }
 

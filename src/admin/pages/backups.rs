@@ -10,7 +10,7 @@ use super::people::{ago, moment};
 use super::rooms::{grouped, many};
 use crate::admin::{Admin, error::Error};
 use crate::backup::{Backups, Found, Made, Media, Options, Progress, Stage, Status, stamp};
-use crate::base::{blocking, bounded, date, span, unbroken};
+use crate::base::{blocking, bounded, date, detached, span};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
 
@@ -266,7 +266,7 @@ pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
             }
             let turn = backups.begin()?;
             // How it ends is in the status, and in the log.
-            tokio::spawn(unbroken(async move { drop(backups.make_now(turn).await) }));
+            detached(async move { drop(backups.make_now(turn).await) });
         }
         "cancel-backup" => {
             if !backups.cancel() {

@@ -2,8 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use tracing::Instrument;
-
 use super::error::JoinError;
 use super::{Error, Join, Phase};
 use crate::base;
@@ -35,7 +33,7 @@ impl Join<'_> {
                 tracing::warn!(%stop, "the log of a finished join could not be removed; the next start removes it");
             }
         };
-        tokio::spawn(cleaning.in_current_span());
+        base::detached(cleaning);
         Ok(())
     }
 

@@ -384,7 +384,7 @@ impl<'a> Join<'a> {
                 }
             }
         };
-        tokio::spawn(leaving.in_current_span());
+        base::detached(leaving);
     }
 
     async fn through(

@@ -9,7 +9,6 @@ use std::collections::hash_map::Entry;
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, RoomId, UserId};
 use serde_json::{Map, Value};
-use tracing::Instrument;
 
 use crate::base;
 use crate::room::error::Result;
@@ -101,14 +100,14 @@ impl Rooms {
                 let (round, who) = (rooms.clone(), user.clone());
                 // In a task of its own: a round that panics ends no other.
                 let renewing = async move { renew_everywhere(&round, &who, &renewal).await };
-                let _ = tokio::spawn(renewing.in_current_span()).await;
+                let _ = base::detached(renewing).await;
                 match rooms.0.renewals.again(&user) {
                     Some(again) => renewal = again,
                     None => return,
                 }
             }
         };
-        tokio::spawn(renewing.in_current_span());
+        base::detached(renewing);
     }
 }
 

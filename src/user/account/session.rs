@@ -9,7 +9,6 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use ruma::{OwnedUserId, UserId};
 use sha2::{Digest, Sha256};
-use tracing::Instrument;
 
 use super::{Pace, Standing};
 use crate::base::{Owner, Shares};
@@ -245,7 +244,7 @@ impl Users {
                 tracing::debug!("the last-seen time of a device could not be stored: {failed}");
             }
         };
-        tokio::spawn(noting.in_current_span());
+        crate::base::detached(noting);
     }
 }
 

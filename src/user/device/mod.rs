@@ -4,7 +4,6 @@ use std::ops::ControlFlow;
 
 use ruma::UserId;
 use serde_json::{Value, json};
-use tracing::Instrument;
 
 use super::{Error, Users, lookup};
 use crate::store::tables::user as table;
@@ -152,7 +151,7 @@ impl Users {
                 tracing::debug!("the messages of an ended device were not all removed: {failed}");
             }
         };
-        tokio::spawn(emptying.in_current_span());
+        crate::base::detached(emptying);
     }
 }
 

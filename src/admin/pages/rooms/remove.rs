@@ -8,7 +8,7 @@ use ruma::OwnedRoomId;
 use super::{grouped, many, path};
 use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Removal, Visit};
 use crate::admin::{Admin, error::Error, purge};
-use crate::base::{bounded, date, unbroken};
+use crate::base::{bounded, date, detached, unbroken};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
 use crate::room::{BriefRoom, LeftRooms, Purging};
@@ -153,11 +153,11 @@ pub async fn remove_left(visit: Visit, _: Form) -> Result<Response, Error> {
     let before_bytes = visit.admin.rooms.database_bytes();
     let name = many(found.rooms, "room");
     let rooms = visit.admin.rooms.clone();
-    tokio::spawn(unbroken(async move {
+    detached(async move {
         if let Err(failed) = rooms.purge_left(false).await {
             tracing::warn!(%failed, "not all rooms that nobody is in could be removed");
         }
-    }));
+    });
     tracing::info!("{} removes the rooms that nobody here is in on the page", visit.user_id);
     *visit.admin.page.removal.lock() = Some(Removal { room_id: None, name, before_bytes });
     Ok(visit.done("rooms/", "remove-room"))
