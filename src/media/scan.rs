@@ -30,7 +30,7 @@ use crate::store::tables::media::{self, Mark};
 pub const SCANNER: &str = "scanner";
 /// The account has room for one scan beside what else it pays for, or for two.
 const ONE_BYTES: u64 = 128 << 10;
-/// Files that are scanned or wait for it. Beyond that a file is scanned when somebody asks again.
+/// Files that are scanned or wait for their turn. Beyond that a file is scanned when somebody asks again.
 const WAITING_MAX: usize = 32;
 /// The longest wait of who asks for a file; the scan goes on.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -117,18 +117,28 @@ impl Media {
     /// say, unless the owner has such files given out.
     pub(super) async fn cleared(&self, server: &str, media_id: &str, row: &media::Media) -> Result<(), Error> {
         let Some(scanner) = self.0.parts.options.scanner.clone() else { return Ok(()) };
-        let (media, of, id, hash, bytes) =
-            (self.clone(), server.to_owned(), media_id.to_owned(), row.file.clone(), row.bytes);
-        if self.is_clean(&hash).await? {
+        if self.is_clean(&row.file).await? {
             return Ok(());
         }
-        // Whoever waits may go away; what was begun is seen through.
-        let scanned = unbroken(async move { media.scan(&scanner, &of, &id, &hash, bytes).await });
-        let scanned = self.0.parts.clock.timeout(PATIENCE, scanned).await;
+        let scanned = self.0.parts.clock.timeout(PATIENCE, self.scanned(scanner, server, media_id, row)).await;
         match scanned.unwrap_or(Err(Error::NotYet)) {
             Err(Error::NotYet) if self.0.parts.options.give_out_unscanned => Ok(()),
             scanned => scanned,
         }
+    }
+
+    /// Has a file scanned, one at a time of those with the same bytes. Who waits for another's scan takes no place: one file that takes
+    /// long, asked for again and again, would have all of them.
+    async fn scanned(&self, scanner: Scanner, server: &str, media_id: &str, row: &media::Media) -> Result<(), Error> {
+        let one = self.0.scans.of_files.take(&row.file).await;
+        let (media, of, id, hash, bytes) =
+            (self.clone(), server.to_owned(), media_id.to_owned(), row.file.clone(), row.bytes);
+        // Whoever waits may go away; what was begun is seen through.
+        let scan = unbroken(async move {
+            let _one = one;
+            media.scan(&scanner, &of, &id, &hash, bytes).await
+        });
+        scan.await
     }
 
     /// Has an upload scanned that has just come, if there is a scanner. Nobody waits for it.
@@ -159,10 +169,10 @@ impl Media {
         .await
     }
 
+    /// The caller holds the file among [`Scans::of_files`].
     async fn scan(&self, scanner: &Scanner, server: &str, media_id: &str, hash: &str, bytes: u64) -> Result<(), Error> {
         let (scans, clock) = (&self.0.scans, &self.0.parts.clock);
         let _place = scans.place().ok_or(Error::NotYet)?;
-        let _one = scans.of_files.take(hash).await;
         // Perhaps it was scanned meanwhile.
         if self.is_clean(hash).await? {
             return Ok(());
@@ -231,5 +241,41 @@ impl Media {
             tell(Harmful { server: server.to_owned(), media_id: media_id.to_owned(), found });
         }
         Err(Error::NotFound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::base::Clock;
+    use crate::media::tests::media_with;
+    use crate::media::{About, Options};
+    use crate::store::UserNum;
+    use crate::store::tables::hex;
+
+    /// One file that a scanner took long over, asked for again and again, had all places, and no other was scanned.
+    #[tokio::test]
+    async fn who_waits_for_a_file_that_is_being_scanned_takes_no_place() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let scanner = Some(Scanner::ClamdSocket("/nowhere/clamd.ctl".into()));
+        let media = media_with(&clock, &budget, Options { upload_bytes_max: 1000, scanner, ..Options::default() });
+        let held = media.0.scans.of_files.take(&hex(&Sha256::digest(b"abc"))).await;
+        let mut upload = media.begin(UserNum(1), None).await.unwrap();
+        upload.write(b"abc".as_slice().into()).await.unwrap();
+        let id = upload.finish(About::default(), None).await.unwrap();
+        for _ in 0..3 {
+            let (asking, id) = (media.clone(), id.clone());
+            let asked = tokio::spawn(async move { asking.open(&id, Duration::ZERO).await.map(drop) });
+            while !asked.is_finished() {
+                clock.advance(Duration::from_secs(1));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(matches!(asked.await.unwrap(), Err(Error::NotYet)));
+        }
+        assert_eq!(media.0.scans.waiting.load(Ordering::Acquire), 0);
+        drop(held);
+        let _ = std::fs::remove_dir_all(&media.0.parts.folder);
     }
 }
