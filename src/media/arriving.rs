@@ -25,7 +25,7 @@ use super::picture::Shape;
 use super::place::Staged;
 use super::remote::Incoming;
 use super::scan::PATIENCE;
-use super::{About, Error, Fetched, Media, Opened, Scaled, TRANSFER_BYTES};
+use super::{About, Error, Fetched, Media, Opened, SCAN_LEAST, Scaled, TRANSFER_BYTES};
 use crate::base::{Awaited, ChunkError, Chunks, blocking};
 use crate::budget::Grant;
 use crate::remote::Failed;
@@ -185,22 +185,22 @@ impl Media {
 
     /// Such a file once all of it is here and was called clean. What would be passed through is not given out.
     async fn find_clean(&self, key: Key) -> Result<Found, Error> {
-        let clock = self.0.parts.clock.clone();
-        let found = async {
-            match self.find_unscanned(key.clone()).await? {
-                // It was scanned when it was opened.
-                Found::Kept(opened) => Ok(Found::Kept(opened)),
-                Found::Coming(coming) => {
-                    coming.all().await?;
-                    drop(coming);
-                    let kept = self.kept(&key.server, &key.kept()).await?;
-                    kept.map(Found::Kept).ok_or(Error::NotFound)
-                }
-                Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
-                Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
+        let clock = &self.0.parts.clock;
+        let until = clock.instant() + PATIENCE;
+        match self.find_unscanned(key.clone()).await? {
+            // It was scanned when it was opened.
+            Found::Kept(opened) => Ok(Found::Kept(opened)),
+            Found::Coming(coming) => {
+                let left = until.saturating_sub(clock.instant());
+                clock.timeout(left, coming.all()).await.unwrap_or(Err(Error::NotYet))?;
+                drop(coming);
+                let left = until.saturating_sub(clock.instant());
+                let kept = self.kept_within(&key.server, &key.kept(), left.max(SCAN_LEAST)).await?;
+                kept.map(Found::Kept).ok_or(Error::NotFound)
             }
-        };
-        clock.timeout(PATIENCE, found).await.unwrap_or(Err(Error::NotYet))
+            Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
+            Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
+        }
     }
 
     async fn find_unscanned(&self, key: Key) -> Result<Found, Error> {

@@ -113,14 +113,20 @@ impl Media {
         self.0.scans.away.lock().as_ref().map(|(why, _)| why.clone())
     }
 
-    /// Waits until a file was called clean, where there is a scanner. `NotFound` for one that it found harmful; `NotYet` when it does not
+    /// Waits until a file was called clean, where there is a scanner, and no longer than `patience`. `NotFound` for one that it found harmful; `NotYet` when it does not
     /// say, unless the owner has such files given out.
-    pub(super) async fn cleared(&self, server: &str, media_id: &str, row: &media::Media) -> Result<(), Error> {
+    pub(super) async fn cleared(
+        &self,
+        server: &str,
+        media_id: &str,
+        row: &media::Media,
+        patience: Duration,
+    ) -> Result<(), Error> {
         let Some(scanner) = self.0.parts.options.scanner.clone() else { return Ok(()) };
         if self.is_clean(&row.file).await? {
             return Ok(());
         }
-        let scanned = self.0.parts.clock.timeout(PATIENCE, self.scanned(scanner, server, media_id, row)).await;
+        let scanned = self.0.parts.clock.timeout(patience, self.scanned(scanner, server, media_id, row)).await;
         match scanned.unwrap_or(Err(Error::NotYet)) {
             Err(Error::NotYet) if self.0.parts.options.give_out_unscanned => Ok(()),
             scanned => scanned,
@@ -275,6 +281,30 @@ mod tests {
             assert!(matches!(asked.await.unwrap(), Err(Error::NotYet)));
         }
         assert_eq!(media.0.scans.waiting.load(Ordering::Acquire), 0);
+        drop(held);
+        let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    /// Whoever had less patience than the scanner took got nothing, though the owner has files given out that were not judged.
+    #[tokio::test]
+    async fn what_is_given_out_unscanned_does_not_wait_longer_than_who_asks() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let scanner = Some(Scanner::ClamdSocket("/nowhere/clamd.ctl".into()));
+        let options = Options { upload_bytes_max: 1000, scanner, give_out_unscanned: true, ..Options::default() };
+        let media = media_with(&clock, &budget, options);
+        // The scan that is under way does not end.
+        let held = media.0.scans.of_files.take(&hex(&Sha256::digest(b"abc"))).await;
+        let mut upload = media.begin(UserNum(1), None).await.unwrap();
+        upload.write(b"abc".as_slice().into()).await.unwrap();
+        let id = upload.finish(About::default(), None).await.unwrap();
+        let asking = media.clone();
+        let asked =
+            tokio::spawn(async move { asking.open(&id, Duration::from_secs(20)).await.map(|opened| opened.bytes) });
+        while !asked.is_finished() {
+            clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(matches!(asked.await.unwrap(), Ok(3)));
         drop(held);
         let _ = std::fs::remove_dir_all(&media.0.parts.folder);
     }
