@@ -238,8 +238,16 @@ impl Users {
         };
         Ok(match self.0.parts.remote.web().ask(request, limits).await {
             Ok(answer) if (200..300).contains(&answer.status) => Passed::Taken,
+            // A proxy says so before a bot that is not there.
+            Ok(answer) if answer.status == 502 => Passed::Away("HTTP 502".to_owned()),
             Ok(answer) => Passed::Refused(format!("HTTP {}{}", answer.status, hint(answer.status))),
-            Err(failed @ (WebFailed::Unreachable { .. } | WebFailed::Refused(_))) => Passed::Away(failed.to_string()),
+            // It was never asked: it is not there, this server has no memory, or the address in the settings is none.
+            Err(
+                failed @ (WebFailed::Unreachable { .. }
+                | WebFailed::Refused(_)
+                | WebFailed::BadUrl(_)
+                | WebFailed::Forbidden(_)),
+            ) => Passed::Away(failed.to_string()),
             // Draupnir does not answer at all where it could not read the event.
             Err(failed) => Passed::Refused(failed.to_string()),
         })
