@@ -299,12 +299,17 @@ fn clamd_said(answer: &[u8], ended: bool) -> Option<Result<Scanned, ScanFailed>>
 }
 
 /// 204 is a file that may pass as it is. 200 has the file in it, which is the same when it has our header, or what stands in its
-/// place.
-fn icap_said(answer: &[u8]) -> Option<Result<Scanned, ScanFailed>> {
-    let end = memchr::memmem::find(answer, b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(&answer[..end]);
-    let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.strip_prefix("ICAP/1.")?.split(' ').nth(1)?.parse::<u16>().ok());
+/// place. 100 says nothing, as often as it comes.
+fn icap_said(mut answer: &[u8]) -> Option<Result<Scanned, ScanFailed>> {
+    let (end, head, status) = loop {
+        let end = memchr::memmem::find(answer, b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&answer[..end]);
+        let first = head.lines().next().and_then(|line| line.strip_prefix("ICAP/1."));
+        match first.and_then(|line| line.split(' ').nth(1)?.parse::<u16>().ok()) {
+            Some(100) => answer = &answer[end + 4..],
+            status => break (end, head, status),
+        }
+    };
     let header = |wanted: &str| {
         let found = head.lines().skip(1).filter_map(|line| line.split_once(':'));
         found.filter(|(name, _)| name.trim().eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim()).next()
@@ -318,7 +323,6 @@ fn icap_said(answer: &[u8]) -> Option<Result<Scanned, ScanFailed>> {
         return Some(Ok(Scanned::Infected(name_of(name))));
     }
     match status {
-        Some(100) => icap_said(&answer[end + 4..]),
         Some(204) => Some(Ok(Scanned::Clean)),
         Some(200) => {
             // The head of what stands there now, behind that of the request if it has one.
@@ -411,6 +415,7 @@ mod tests {
             ("ICAP/1.0 200 OK\r\n\r\nHTTP/1.1 200 OK\r\nX: y\r\n\r\n".to_owned(), "infected: blocked"),
             ("ICAP/1.0 200 OK\r\nISTag: x\r\n\r\nHTTP/1.1 2".to_owned(), "more"),
             ("ICAP/1.0 100 Continue\r\n\r\nICAP/1.0 204 x\r\n\r\n".to_owned(), "clean"),
+            ("ICAP/1.0 100 Continue\r\n\r\n".repeat(300), "more"),
             ("ICAP/1.0 404 ICAP Service not found\r\n\r\n".to_owned(), "the scanner answers with ICAP status 404"),
             ("HTTP/1.1 200 OK\r\n\r\n".to_owned(), "the scanner does not speak ICAP"),
             ("ICAP/1.0 204 Unmodi".to_owned(), "more"),
