@@ -39,6 +39,9 @@ const AWAY_PAUSE: Duration = Duration::from_secs(10);
 const UNJUDGED_PAUSE: Duration = Duration::from_secs(300);
 /// So many of those are remembered.
 const UNJUDGED_MAX: usize = 64;
+/// So many files are told to the administrators within [`TOLD_TIME`]: whoever brings harmful ones on purpose would fill their rooms.
+const TOLD_MAX: u32 = 20;
+const TOLD_TIME: Duration = Duration::from_secs(3600);
 
 /// What is told to the administrators of a file.
 #[derive(Debug, Clone)]
@@ -46,6 +49,8 @@ pub struct Harmful {
     pub server: String,
     pub media_id: String,
     pub found: String,
+    /// Nothing is told of what is found in the rest of the hour.
+    pub is_last: bool,
 }
 
 type Tell = Box<dyn Fn(Harmful) + Send + Sync>;
@@ -60,6 +65,8 @@ pub(super) struct Scans {
     away: Mutex<Option<(String, Duration)>>,
     unjudged: Mutex<VecDeque<(String, Duration)>>,
     tell: OnceLock<Tell>,
+    /// Files that were told of, and since when they are counted.
+    told: Mutex<(u32, Duration)>,
 }
 
 /// A place among those who wait.
@@ -81,6 +88,7 @@ impl Scans {
             away: Mutex::default(),
             unjudged: Mutex::default(),
             tell: OnceLock::new(),
+            told: Mutex::default(),
         }
     }
 
@@ -88,6 +96,19 @@ impl Scans {
         let taken = self.waiting.fetch_add(1, Ordering::AcqRel);
         let place = Place(self.waiting.clone());
         (taken < WAITING_MAX).then_some(place)
+    }
+
+    /// Whether one more file is told of: none when it is not, else whether it is the last for a while.
+    fn tells_of_one(&self, now: Duration) -> Option<bool> {
+        let mut told = self.told.lock();
+        if told.0 == 0 || now.saturating_sub(told.1) >= TOLD_TIME {
+            *told = (0, now);
+        }
+        if told.0 >= TOLD_MAX {
+            return None;
+        }
+        told.0 += 1;
+        Some(told.0 == TOLD_MAX)
     }
 
     fn was_unjudged(&self, hash: &str, now: Duration) -> bool {
@@ -243,8 +264,11 @@ impl Media {
         if is_safe {
             return Ok(());
         }
-        if let Some(tell) = self.0.scans.tell.get() {
-            tell(Harmful { server: server.to_owned(), media_id: media_id.to_owned(), found });
+        let scans = &self.0.scans;
+        if let Some(tell) = scans.tell.get()
+            && let Some(is_last) = scans.tells_of_one(self.0.parts.clock.instant())
+        {
+            tell(Harmful { server: server.to_owned(), media_id: media_id.to_owned(), found, is_last });
         }
         Err(Error::NotFound)
     }
@@ -283,6 +307,16 @@ mod tests {
         assert_eq!(media.0.scans.waiting.load(Ordering::Acquire), 0);
         drop(held);
         let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    /// Who uploaded one harmful file after the other filled the rooms of the administrators.
+    #[test]
+    fn administrators_are_told_of_a_few_within_an_hour() {
+        let scans = Scans::new(&Budget::for_tests());
+        let at = Duration::from_secs;
+        let told = (0..TOLD_MAX).map(|_| scans.tells_of_one(at(5))).collect::<Vec<_>>();
+        assert_eq!((told[0], told.last().copied().flatten()), (Some(false), Some(true)));
+        assert_eq!((scans.tells_of_one(at(3604)), scans.tells_of_one(at(3605))), (None, Some(false)));
     }
 
     /// Whoever had less patience than the scanner took got nothing, though the owner has files given out that were not judged.
