@@ -251,13 +251,23 @@ impl Media {
     /// A scanner found something. A file that an administrator calls safe is given out all the same.
     async fn found(&self, server: &str, media_id: &str, hash: &str, found: String) -> Result<(), Error> {
         let (of, now_ms) = (hash.to_owned(), self.0.parts.clock.now_ms());
+        // Another server's file by its name too, or it would be fetched again when it is kept no more. A thumbnail that the other
+        // server made is kept under a name of ours.
+        let is_elsewhere = server != self.0.parts.server.as_str() && !media_id.contains('?');
+        let (from, id) = (server.to_owned(), media_id.to_owned());
         let written = self.0.parts.store.write(move |w| {
             let mark = media::mark(w, &of)?;
-            match mark.is_safe {
-                true => media::set_clean(w, &of, now_ms)?,
-                false => media::set_mark(w, &of, &Mark { quarantined_by: Some(SCANNER.to_owned()), ..mark.clone() })?,
+            if mark.is_safe {
+                media::set_clean(w, &of, now_ms)?;
+                return Ok(true);
             }
-            Ok::<_, Error>(mark.is_safe)
+            let withheld = |mark: Mark| Mark { quarantined_by: Some(SCANNER.to_owned()), ..mark };
+            media::set_mark(w, &of, &withheld(mark))?;
+            if is_elsewhere {
+                let mark = media::mark_of_name(w, &from, &id)?;
+                media::set_mark_of_name(w, &from, &id, &withheld(mark))?;
+            }
+            Ok::<_, Error>(false)
         });
         let (is_safe, _) = written.await.map_err(WriteError::into_inner)?;
         tracing::warn!("the scanner found {found} in mxc://{server}/{media_id}");
