@@ -192,11 +192,16 @@ impl Media {
             Found::Kept(opened) => Ok(Found::Kept(opened)),
             Found::Coming(coming) => {
                 let left = until.saturating_sub(clock.instant());
-                clock.timeout(left, coming.all()).await.unwrap_or(Err(Error::NotYet))?;
+                match clock.timeout(left, coming.all()).await {
+                    // It was being given up, as nobody asked for it any more: whoever asks again begins anew.
+                    None | Some(Err(Error::NotFound)) => return Err(Error::NotYet),
+                    Some(came) => came?,
+                };
                 drop(coming);
                 let left = until.saturating_sub(clock.instant());
                 let kept = self.kept_within(&key.server, &key.kept(), left.max(SCAN_LEAST)).await?;
-                kept.map(Found::Kept).ok_or(Error::NotFound)
+                // When it came and could not be kept, the log says why.
+                kept.map(Found::Kept).ok_or(Error::NotYet)
             }
             Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
             Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
