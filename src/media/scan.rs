@@ -134,8 +134,8 @@ impl Media {
         self.0.scans.away.lock().as_ref().map(|(why, _)| why.clone())
     }
 
-    /// Waits until a file was called clean, where there is a scanner, and no longer than `patience`. `NotFound` for one that it found harmful; `NotYet` when it does not
-    /// say, unless the owner has such files given out.
+    /// Waits until a file was called clean, where there is a scanner, and no longer than `patience`. `NotFound` for one that it found
+    /// harmful; `NotYet` when it does not say, unless the owner has such files given out.
     pub(super) async fn cleared(
         &self,
         server: &str,

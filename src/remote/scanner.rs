@@ -2,8 +2,8 @@
 //! are, or ClamAV's own daemon, by its `INSTREAM` command.
 //!
 //! The file goes there as it is read, a piece at a time, while the answer is awaited: a scanner may answer before it has all of it.
-//! What it answers is read up to [`ANSWER_BYTES_MAX`]; of a file that it gives back only the bytes are counted. The address is the owner's, so it may be at home or on this machine, and there is
-//! no TLS on the way.
+//! What it answers is read up to [`ANSWER_BYTES_MAX`]; of a file that it gives back only the bytes are counted. The address is the
+//! owner's, so it may be at home or on this machine, and there is no TLS on the way.
 
 use std::fmt;
 use std::fs::File;
