@@ -148,7 +148,7 @@ pub struct Coming {
     /// Pays for what is read.
     grant: Option<Grant>,
     /// Held as long as it is read.
-    _share: Share,
+    share: Option<Share>,
 }
 
 impl Media {
@@ -190,7 +190,8 @@ impl Media {
         match self.find_unscanned(key.clone()).await? {
             // It was scanned when it was opened.
             Found::Kept(opened) => Ok(Found::Kept(opened)),
-            Found::Coming(coming) => {
+            Found::Coming(mut coming) => {
+                coming.let_go();
                 let left = until.saturating_sub(clock.instant());
                 match clock.timeout(left, coming.all()).await {
                     // It was being given up, as nobody asked for it any more: whoever asks again begins anew.
@@ -245,8 +246,8 @@ impl Media {
                     };
                     let Some(file) = reader.0.file.get().cloned() else { continue };
                     let etag = self.etag(server, &name, "");
-                    let (grant, _share) = (Some(held.grant), held.share);
-                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant, _share }));
+                    let (grant, share) = (Some(held.grant), Some(held.share));
+                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant, share }));
                 }
             }
         }
@@ -314,6 +315,11 @@ impl Coming {
     /// Waits until all has come.
     pub async fn all(&self) -> Result<u64, Error> {
         self.until(u64::MAX).await
+    }
+
+    /// Gives back what pays for a reader, for who waits until all is here and reads nothing before.
+    fn let_go(&mut self) {
+        drop((self.grant.take(), self.share.take()));
     }
 
     /// Pays for what is read; to be kept as long as it is.
