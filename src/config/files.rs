@@ -56,7 +56,8 @@ pub const SETTINGS: &[Setting] = &[
          another machine of the house; nothing is encrypted on the way there. Uploads are scanned when they come, files of other servers \
          and those from before when somebody asks for them; what is harmful is withheld, and the administrators are told. Files of \
          encrypted rooms are encrypted, and no scanner sees anything in them. One that is larger than the scanner takes \
-         (StreamMaxLength of clamd) is not judged.",
+         (StreamMaxLength of clamd) is not judged, nor is one of another server that is larger than a quarter of media.remote_bytes_max, \
+         since it is not kept here.",
         |config, given| Ok(config.media.scanner = Some(Scanner::parse(given.text()?)?)),
     ),
     setting(

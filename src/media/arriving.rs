@@ -24,7 +24,7 @@ use super::picture::Shape;
 use super::place::Staged;
 use super::remote::Incoming;
 use super::scan::PATIENCE;
-use super::{About, Error, Fetched, Media, Opened, Scaled, TRANSFER_BYTES};
+use super::{About, Error, Fetched, Media, Opened, SCAN_LEAST, Scaled, TRANSFER_BYTES};
 use crate::base::{Awaited, ChunkError, Chunks, blocking, detached};
 use crate::budget::Grant;
 use crate::remote::Failed;
@@ -147,7 +147,7 @@ pub struct Coming {
     /// Pays for what is read.
     grant: Option<Grant>,
     /// Held as long as it is read.
-    _share: Share,
+    share: Option<Share>,
 }
 
 impl Media {
@@ -184,22 +184,28 @@ impl Media {
 
     /// Such a file once all of it is here and was called clean. What would be passed through is not given out.
     async fn find_clean(&self, key: Key) -> Result<Found, Error> {
-        let clock = self.0.parts.clock.clone();
-        let found = async {
-            match self.find_unscanned(key.clone()).await? {
-                // It was scanned when it was opened.
-                Found::Kept(opened) => Ok(Found::Kept(opened)),
-                Found::Coming(coming) => {
-                    coming.all().await?;
-                    drop(coming);
-                    let kept = self.kept(&key.server, &key.kept()).await?;
-                    kept.map(Found::Kept).ok_or(Error::NotFound)
-                }
-                Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
-                Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
+        let clock = &self.0.parts.clock;
+        let until = clock.instant() + PATIENCE;
+        match self.find_unscanned(key.clone()).await? {
+            // It was scanned when it was opened.
+            Found::Kept(opened) => Ok(Found::Kept(opened)),
+            Found::Coming(mut coming) => {
+                coming.let_go();
+                let left = until.saturating_sub(clock.instant());
+                match clock.timeout(left, coming.all()).await {
+                    // It was being given up, as nobody asked for it any more: whoever asks again begins anew.
+                    None | Some(Err(Error::NotFound)) => return Err(Error::NotYet),
+                    Some(came) => came?,
+                };
+                drop(coming);
+                let left = until.saturating_sub(clock.instant());
+                let kept = self.kept_within(&key.server, &key.kept(), left.max(SCAN_LEAST)).await?;
+                // When it came and could not be kept, the log says why.
+                kept.map(Found::Kept).ok_or(Error::NotYet)
             }
-        };
-        clock.timeout(PATIENCE, found).await.unwrap_or(Err(Error::NotYet))
+            Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
+            Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
+        }
     }
 
     async fn find_unscanned(&self, key: Key) -> Result<Found, Error> {
@@ -239,8 +245,8 @@ impl Media {
                     };
                     let Some(file) = reader.0.file.get().cloned() else { continue };
                     let etag = self.etag(server, &name, "");
-                    let (grant, _share) = (Some(held.grant), held.share);
-                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant, _share }));
+                    let (grant, share) = (Some(held.grant), Some(held.share));
+                    return Ok(Found::Coming(Coming { reader, progress, head, file, etag, grant, share }));
                 }
             }
         }
@@ -308,6 +314,11 @@ impl Coming {
     /// Waits until all has come.
     pub async fn all(&self) -> Result<u64, Error> {
         self.until(u64::MAX).await
+    }
+
+    /// Gives back what pays for a reader, for who waits until all is here and reads nothing before.
+    fn let_go(&mut self) {
+        drop((self.grant.take(), self.share.take()));
     }
 
     /// Pays for what is read; to be kept as long as it is.

@@ -168,13 +168,7 @@ impl Media {
             let arrived = self.0.arrived.notified();
             let left = deadline.saturating_sub(clock.instant());
             // It may wait for a scanner; with no patience at all it is looked at once.
-            let kept = match self.is_scanned() {
-                true => {
-                    clock.timeout(left.max(SCAN_LEAST), self.kept(&here, media_id)).await.unwrap_or(Err(Error::NotYet))
-                }
-                false => self.kept(&here, media_id).await,
-            };
-            if let Some(opened) = kept? {
+            if let Some(opened) = self.kept_within(&here, media_id, left.max(SCAN_LEAST)).await? {
                 return Ok(opened);
             }
             if !self.is_promised(media_id) {
@@ -189,9 +183,19 @@ impl Media {
 
     /// Opens a file of any server that is on this disk, all of it. Waits until it was called clean, where there is a scanner.
     pub async fn kept(&self, server: &ServerName, media_id: &str) -> Result<Option<Opened>, Error> {
+        self.kept_within(server, media_id, scan::PATIENCE).await
+    }
+
+    /// The same, and waits no longer than so for a scanner.
+    async fn kept_within(
+        &self,
+        server: &ServerName,
+        media_id: &str,
+        patience: Duration,
+    ) -> Result<Option<Opened>, Error> {
         let (media, of, id) = (self.clone(), server.to_owned(), media_id.to_owned());
         let Some((file, row)) = blocking(move || media.open_blocking(&of, &id)).await? else { return Ok(None) };
-        self.cleared(server.as_str(), media_id, &row).await?;
+        self.cleared(server.as_str(), media_id, &row, patience).await?;
         self.touch(server, media_id, &row);
         // Taken only now: a request that waits for a promised file takes no memory from readers.
         let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;

@@ -30,7 +30,7 @@ use crate::store::tables::media::{self, Mark};
 pub const SCANNER: &str = "scanner";
 /// The account has room for one scan beside what else it pays for, or for two.
 const ONE_BYTES: u64 = 128 << 10;
-/// Files that are scanned or wait for it. Beyond that a file is scanned when somebody asks again.
+/// Files that are scanned or wait for their turn. Beyond that a file is scanned when somebody asks again.
 const WAITING_MAX: usize = 32;
 /// The longest wait of who asks for a file; the scan goes on.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
@@ -39,6 +39,9 @@ const AWAY_PAUSE: Duration = Duration::from_secs(10);
 const UNJUDGED_PAUSE: Duration = Duration::from_secs(300);
 /// So many of those are remembered.
 const UNJUDGED_MAX: usize = 64;
+/// So many files are told to the administrators within [`TOLD_TIME`]: whoever brings harmful ones on purpose would fill their rooms.
+const TOLD_MAX: u32 = 20;
+const TOLD_TIME: Duration = Duration::from_secs(3600);
 
 /// What is told to the administrators of a file.
 #[derive(Debug, Clone)]
@@ -46,6 +49,8 @@ pub struct Harmful {
     pub server: String,
     pub media_id: String,
     pub found: String,
+    /// Nothing is told of what is found in the rest of the hour.
+    pub is_last: bool,
 }
 
 type Tell = Box<dyn Fn(Harmful) + Send + Sync>;
@@ -60,6 +65,8 @@ pub(super) struct Scans {
     away: Mutex<Option<(String, Duration)>>,
     unjudged: Mutex<VecDeque<(String, Duration)>>,
     tell: OnceLock<Tell>,
+    /// Files that were told of, and since when they are counted.
+    told: Mutex<(u32, Duration)>,
 }
 
 /// A place among those who wait.
@@ -81,6 +88,7 @@ impl Scans {
             away: Mutex::default(),
             unjudged: Mutex::default(),
             tell: OnceLock::new(),
+            told: Mutex::default(),
         }
     }
 
@@ -88,6 +96,19 @@ impl Scans {
         let taken = self.waiting.fetch_add(1, Ordering::AcqRel);
         let place = Place(self.waiting.clone());
         (taken < WAITING_MAX).then_some(place)
+    }
+
+    /// Whether one more file is told of: none when it is not, else whether it is the last for a while.
+    fn tells_of_one(&self, now: Duration) -> Option<bool> {
+        let mut told = self.told.lock();
+        if told.0 == 0 || now.saturating_sub(told.1) >= TOLD_TIME {
+            *told = (0, now);
+        }
+        if told.0 >= TOLD_MAX {
+            return None;
+        }
+        told.0 += 1;
+        Some(told.0 == TOLD_MAX)
     }
 
     fn was_unjudged(&self, hash: &str, now: Duration) -> bool {
@@ -113,22 +134,38 @@ impl Media {
         self.0.scans.away.lock().as_ref().map(|(why, _)| why.clone())
     }
 
-    /// Waits until a file was called clean, where there is a scanner. `NotFound` for one that it found harmful; `NotYet` when it does not
-    /// say, unless the owner has such files given out.
-    pub(super) async fn cleared(&self, server: &str, media_id: &str, row: &media::Media) -> Result<(), Error> {
+    /// Waits until a file was called clean, where there is a scanner, and no longer than `patience`. `NotFound` for one that it found
+    /// harmful; `NotYet` when it does not say, unless the owner has such files given out.
+    pub(super) async fn cleared(
+        &self,
+        server: &str,
+        media_id: &str,
+        row: &media::Media,
+        patience: Duration,
+    ) -> Result<(), Error> {
         let Some(scanner) = self.0.parts.options.scanner.clone() else { return Ok(()) };
-        let (media, of, id, hash, bytes) =
-            (self.clone(), server.to_owned(), media_id.to_owned(), row.file.clone(), row.bytes);
-        if self.is_clean(&hash).await? {
+        if self.is_clean(&row.file).await? {
             return Ok(());
         }
-        // Whoever waits may go away; what was begun is seen through.
-        let scanned = unbroken(async move { media.scan(&scanner, &of, &id, &hash, bytes).await });
-        let scanned = self.0.parts.clock.timeout(PATIENCE, scanned).await;
+        let scanned = self.0.parts.clock.timeout(patience, self.scanned(scanner, server, media_id, row)).await;
         match scanned.unwrap_or(Err(Error::NotYet)) {
             Err(Error::NotYet) if self.0.parts.options.give_out_unscanned => Ok(()),
             scanned => scanned,
         }
+    }
+
+    /// Has a file scanned, one at a time of those with the same bytes. Who waits for another's scan takes no place: one file that takes
+    /// long, asked for again and again, would have all of them.
+    async fn scanned(&self, scanner: Scanner, server: &str, media_id: &str, row: &media::Media) -> Result<(), Error> {
+        let one = self.0.scans.of_files.take(&row.file).await;
+        let (media, of, id, hash, bytes) =
+            (self.clone(), server.to_owned(), media_id.to_owned(), row.file.clone(), row.bytes);
+        // Whoever waits may go away; what was begun is seen through.
+        let scan = unbroken(async move {
+            let _one = one;
+            media.scan(&scanner, &of, &id, &hash, bytes).await
+        });
+        scan.await
     }
 
     /// Has an upload scanned that has just come, if there is a scanner. Nobody waits for it.
@@ -159,10 +196,10 @@ impl Media {
         .await
     }
 
+    /// The caller holds the file among [`Scans::of_files`].
     async fn scan(&self, scanner: &Scanner, server: &str, media_id: &str, hash: &str, bytes: u64) -> Result<(), Error> {
         let (scans, clock) = (&self.0.scans, &self.0.parts.clock);
         let _place = scans.place().ok_or(Error::NotYet)?;
-        let _one = scans.of_files.take(hash).await;
         // Perhaps it was scanned meanwhile.
         if self.is_clean(hash).await? {
             return Ok(());
@@ -214,22 +251,105 @@ impl Media {
     /// A scanner found something. A file that an administrator calls safe is given out all the same.
     async fn found(&self, server: &str, media_id: &str, hash: &str, found: String) -> Result<(), Error> {
         let (of, now_ms) = (hash.to_owned(), self.0.parts.clock.now_ms());
+        // Another server's file by its name too, or it would be fetched again when it is kept no more. A thumbnail that the other
+        // server made is kept under a name of ours.
+        let is_elsewhere = server != self.0.parts.server.as_str() && !media_id.contains('?');
+        let (from, id) = (server.to_owned(), media_id.to_owned());
         let written = self.0.parts.store.write(move |w| {
             let mark = media::mark(w, &of)?;
-            match mark.is_safe {
-                true => media::set_clean(w, &of, now_ms)?,
-                false => media::set_mark(w, &of, &Mark { quarantined_by: Some(SCANNER.to_owned()), ..mark.clone() })?,
+            if mark.is_safe {
+                media::set_clean(w, &of, now_ms)?;
+                return Ok(true);
             }
-            Ok::<_, Error>(mark.is_safe)
+            let withheld = |mark: Mark| Mark { quarantined_by: Some(SCANNER.to_owned()), ..mark };
+            media::set_mark(w, &of, &withheld(mark))?;
+            if is_elsewhere {
+                let mark = media::mark_of_name(w, &from, &id)?;
+                media::set_mark_of_name(w, &from, &id, &withheld(mark))?;
+            }
+            Ok::<_, Error>(false)
         });
         let (is_safe, _) = written.await.map_err(WriteError::into_inner)?;
         tracing::warn!("the scanner found {found} in mxc://{server}/{media_id}");
         if is_safe {
             return Ok(());
         }
-        if let Some(tell) = self.0.scans.tell.get() {
-            tell(Harmful { server: server.to_owned(), media_id: media_id.to_owned(), found });
+        let scans = &self.0.scans;
+        if let Some(tell) = scans.tell.get()
+            && let Some(is_last) = scans.tells_of_one(self.0.parts.clock.instant())
+        {
+            tell(Harmful { server: server.to_owned(), media_id: media_id.to_owned(), found, is_last });
         }
         Err(Error::NotFound)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::base::Clock;
+    use crate::media::tests::media_with;
+    use crate::media::{About, Options};
+    use crate::store::UserNum;
+    use crate::store::tables::hex;
+
+    /// One file that a scanner took long over, asked for again and again, had all places, and no other was scanned.
+    #[tokio::test]
+    async fn who_waits_for_a_file_that_is_being_scanned_takes_no_place() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let scanner = Some(Scanner::ClamdSocket("/nowhere/clamd.ctl".into()));
+        let media = media_with(&clock, &budget, Options { upload_bytes_max: 1000, scanner, ..Options::default() });
+        let held = media.0.scans.of_files.take(&hex(&Sha256::digest(b"abc"))).await;
+        let mut upload = media.begin(UserNum(1), None).await.unwrap();
+        upload.write(b"abc".as_slice().into()).await.unwrap();
+        let id = upload.finish(About::default(), None).await.unwrap();
+        for _ in 0..3 {
+            let (asking, id) = (media.clone(), id.clone());
+            let asked = tokio::spawn(async move { asking.open(&id, Duration::ZERO).await.map(drop) });
+            while !asked.is_finished() {
+                clock.advance(Duration::from_secs(1));
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert!(matches!(asked.await.unwrap(), Err(Error::NotYet)));
+        }
+        assert_eq!(media.0.scans.waiting.load(Ordering::Acquire), 0);
+        drop(held);
+        let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    /// Who uploaded one harmful file after the other filled the rooms of the administrators.
+    #[test]
+    fn administrators_are_told_of_a_few_within_an_hour() {
+        let scans = Scans::new(&Budget::for_tests());
+        let at = Duration::from_secs;
+        let told = (0..TOLD_MAX).map(|_| scans.tells_of_one(at(5))).collect::<Vec<_>>();
+        assert_eq!((told[0], told.last().copied().flatten()), (Some(false), Some(true)));
+        assert_eq!((scans.tells_of_one(at(3604)), scans.tells_of_one(at(3605))), (None, Some(false)));
+    }
+
+    /// Whoever had less patience than the scanner took got nothing, though the owner has files given out that were not judged.
+    #[tokio::test]
+    async fn what_is_given_out_unscanned_does_not_wait_longer_than_who_asks() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let scanner = Some(Scanner::ClamdSocket("/nowhere/clamd.ctl".into()));
+        let options = Options { upload_bytes_max: 1000, scanner, give_out_unscanned: true, ..Options::default() };
+        let media = media_with(&clock, &budget, options);
+        // The scan that is under way does not end.
+        let held = media.0.scans.of_files.take(&hex(&Sha256::digest(b"abc"))).await;
+        let mut upload = media.begin(UserNum(1), None).await.unwrap();
+        upload.write(b"abc".as_slice().into()).await.unwrap();
+        let id = upload.finish(About::default(), None).await.unwrap();
+        let asking = media.clone();
+        let asked =
+            tokio::spawn(async move { asking.open(&id, Duration::from_secs(20)).await.map(|opened| opened.bytes) });
+        while !asked.is_finished() {
+            clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(matches!(asked.await.unwrap(), Ok(3)));
+        drop(held);
+        let _ = std::fs::remove_dir_all(&media.0.parts.folder);
     }
 }

@@ -246,8 +246,9 @@ impl Strangers {
         self.places.iter().map(|place| place.bytes).sum()
     }
 
-    /// Makes room for so many bytes within `limit`; false when nobody has to go for `network`.
+    /// Makes room for so many bytes within `limit`; false, and nobody goes, when there is not enough for `network`.
     fn make_room(&mut self, bytes: u64, limit: u64, network: &[u8; 9], now: Duration) -> bool {
+        let mut going = Vec::new();
         while !self.places.is_empty() && self.bytes() + bytes > limit {
             let of = |network: &[u8; 9]| self.places.iter().filter(|place| place.network == *network).count();
             let own = of(network);
@@ -257,10 +258,15 @@ impl Strangers {
                 has_more || now.saturating_sub(place.since) >= YIELDS_AFTER
             });
             let Some((at, _)) = goes.max_by_key(|(at, place)| (of(&place.network), usize::MAX - at)) else {
+                // Each back where it stood.
+                while let Some((at, place)) = going.pop() {
+                    self.places.insert(at, place);
+                }
                 return false;
             };
-            self.places.remove(at).gone.notify_one();
+            going.push((at, self.places.remove(at)));
         }
+        going.iter().for_each(|(_, place)| place.gone.notify_one());
         true
     }
 }
@@ -332,5 +338,19 @@ mod tests {
         assert_eq!(come("2001:db8:1:2::1", at(12)), (false, vec![2, 3, 4, 5]));
         assert_eq!(come("203.0.113.1", at(12)), (true, vec![3, 4, 5, 6]), "a third has one");
         assert_eq!(come("203.0.113.1", at(13)), (true, vec![3, 5, 6, 7]), "those that had their time go");
+    }
+
+    /// A stream with TLS takes more than one without: where one place was too little for it, that one was lost for nothing.
+    #[test]
+    fn nobody_goes_when_that_is_not_enough() {
+        let mut strangers = Strangers::default();
+        let (a, b) = ([1; 9], [2; 9]);
+        for id in 0..2 {
+            strangers.places.push(Place { id, network: a, since: at(10), bytes: 2, gone: Arc::default() });
+        }
+        assert!(!strangers.make_room(3, 4, &b, at(10)));
+        assert_eq!(strangers.places.iter().map(|place| place.id).collect::<Vec<_>>(), [0, 1]);
+        assert!(strangers.make_room(3, 4, &b, at(13)));
+        assert_eq!(strangers.count(), 0);
     }
 }

@@ -2,8 +2,8 @@
 //! are, or ClamAV's own daemon, by its `INSTREAM` command.
 //!
 //! The file goes there as it is read, a piece at a time, while the answer is awaited: a scanner may answer before it has all of it.
-//! What it answers is read up to [`ANSWER_BYTES_MAX`]. The address is the owner's, so it may be at home or on this machine, and there is
-//! no TLS on the way.
+//! What it answers is read up to [`ANSWER_BYTES_MAX`]; of a file that it gives back only the bytes are counted. The address is the
+//! owner's, so it may be at home or on this machine, and there is no TLS on the way.
 
 use std::fmt;
 use std::fs::File;
@@ -179,17 +179,44 @@ async fn judge(
     let mut answer = Vec::new();
     let mut sending = std::pin::pin!(send(scanner, &mut writer, file, bytes, clock));
     let (mut is_sent, mut ended, mut piece) = (false, false, [0; 1024]);
+    // The file as it comes back, once that has begun.
+    let mut back: Option<GivenBack> = None;
     loop {
-        if let Some(said) = said(scanner, &answer, ended) {
-            return said;
-        }
-        if ended || answer.len() >= ANSWER_BYTES_MAX {
-            return Err(ScanFailed::Unjudged("answers nothing usable".to_owned()));
+        match &back {
+            Some(back) if back.is_over() => {
+                return Ok(match back.bytes == bytes {
+                    true => Scanned::Clean,
+                    false => Scanned::Infected("blocked".to_owned()),
+                });
+            }
+            Some(_) if ended => {
+                return Err(ScanFailed::Unjudged("breaks off the file that it gives back".to_owned()));
+            }
+            Some(_) => {}
+            None => match said(scanner, &answer, ended) {
+                Some(Said::Judged(said)) => return said,
+                // There is nothing to come back.
+                Some(Said::GivesBack(_)) if bytes == 0 => return Ok(Scanned::Clean),
+                Some(Said::GivesBack(from)) => {
+                    let mut begun = GivenBack::default();
+                    begun.take(&answer[from..]);
+                    answer = Vec::new();
+                    back = Some(begun);
+                    continue;
+                }
+                None if ended || answer.len() >= ANSWER_BYTES_MAX => {
+                    return Err(ScanFailed::Unjudged("answers nothing usable".to_owned()));
+                }
+                None => {}
+            },
         }
         tokio::select! {
             read = clock.timeout(STALL, reader.read(&mut piece)) => match read {
                 Some(Ok(0)) | Some(Err(_)) => ended = true,
-                Some(Ok(length)) => answer.extend_from_slice(&piece[..length]),
+                Some(Ok(length)) => match &mut back {
+                    Some(back) => back.take(&piece[..length]),
+                    None => answer.extend_from_slice(&piece[..length]),
+                },
                 None if is_sent => return Err(ScanFailed::Unjudged("does not answer".to_owned())),
                 // What sends has a patience of its own.
                 None => {}
@@ -274,11 +301,70 @@ fn icap_head(host: &str, port: u16, service: &str, bytes: u64) -> Vec<u8> {
     .into_bytes()
 }
 
+/// What the beginning of an answer says.
+enum Said {
+    Judged(Result<Scanned, ScanFailed>),
+    /// The file is given back as it was, from this byte of the answer on. That may begin before all of it was looked at, and ends early
+    /// when something is found: c-icap keeps whoever waits in patience so.
+    GivesBack(usize),
+}
+
+/// Counts the bytes of what comes in chunks (RFC 9112, section 7.1).
+#[derive(Default)]
+struct GivenBack {
+    bytes: u64,
+    /// Of the chunk that comes now: what its size says so far, and then what is still to come.
+    left: u64,
+    at: Chunk,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Chunk {
+    #[default]
+    Size,
+    /// The rest of the line with the size.
+    Line,
+    /// The bytes, and the end of their line.
+    Bytes,
+    Over,
+}
+
+impl GivenBack {
+    fn is_over(&self) -> bool {
+        self.at == Chunk::Over
+    }
+
+    fn take(&mut self, mut piece: &[u8]) {
+        while let Some((&byte, rest)) = piece.split_first() {
+            if self.at == Chunk::Bytes && self.left > 0 {
+                let now = self.left.min(piece.len() as u64);
+                self.left -= now;
+                self.bytes = self.bytes.saturating_add(now);
+                piece = &piece[now as usize..];
+                continue;
+            }
+            match self.at {
+                Chunk::Size | Chunk::Line if byte == b'\n' => {
+                    self.at = if self.left == 0 { Chunk::Over } else { Chunk::Bytes };
+                }
+                Chunk::Size => match (byte as char).to_digit(16) {
+                    Some(digit) => self.left = self.left.saturating_mul(16).saturating_add(digit.into()),
+                    None => self.at = Chunk::Line,
+                },
+                Chunk::Bytes if byte == b'\n' => self.at = Chunk::Size,
+                Chunk::Line | Chunk::Bytes => {}
+                Chunk::Over => return,
+            }
+            piece = rest;
+        }
+    }
+}
+
 /// What an answer says as far as it is there; none while more of it is needed.
-fn said(scanner: &Scanner, answer: &[u8], ended: bool) -> Option<Result<Scanned, ScanFailed>> {
+fn said(scanner: &Scanner, answer: &[u8], ended: bool) -> Option<Said> {
     match scanner {
         Scanner::Icap { .. } => icap_said(answer),
-        _ => clamd_said(answer, ended),
+        _ => clamd_said(answer, ended).map(Said::Judged),
     }
 }
 
@@ -299,12 +385,18 @@ fn clamd_said(answer: &[u8], ended: bool) -> Option<Result<Scanned, ScanFailed>>
 }
 
 /// 204 is a file that may pass as it is. 200 has the file in it, which is the same when it has our header, or what stands in its
-/// place.
-fn icap_said(answer: &[u8]) -> Option<Result<Scanned, ScanFailed>> {
-    let end = memchr::memmem::find(answer, b"\r\n\r\n")?;
-    let head = String::from_utf8_lossy(&answer[..end]);
-    let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.strip_prefix("ICAP/1.")?.split(' ').nth(1)?.parse::<u16>().ok());
+/// place. 100 says nothing, as often as it comes.
+fn icap_said(mut answer: &[u8]) -> Option<Said> {
+    let all = answer.len();
+    let (end, head, status) = loop {
+        let end = memchr::memmem::find(answer, b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(&answer[..end]);
+        let first = head.lines().next().and_then(|line| line.strip_prefix("ICAP/1."));
+        match first.and_then(|line| line.split(' ').nth(1)?.parse::<u16>().ok()) {
+            Some(100) => answer = &answer[end + 4..],
+            status => break (end, head, status),
+        }
+    };
     let header = |wanted: &str| {
         let found = head.lines().skip(1).filter_map(|line| line.split_once(':'));
         found.filter(|(name, _)| name.trim().eq_ignore_ascii_case(wanted)).map(|(_, value)| value.trim()).next()
@@ -315,25 +407,25 @@ fn icap_said(answer: &[u8]) -> Option<Result<Scanned, ScanFailed>> {
         named.unwrap_or(found)
     });
     if let Some(name) = threat.or_else(|| header("x-virus-id")) {
-        return Some(Ok(Scanned::Infected(name_of(name))));
+        return Some(Said::Judged(Ok(Scanned::Infected(name_of(name)))));
     }
-    match status {
-        Some(100) => icap_said(&answer[end + 4..]),
-        Some(204) => Some(Ok(Scanned::Clean)),
+    Some(Said::Judged(match status {
+        Some(204) => Ok(Scanned::Clean),
         Some(200) => {
             // The head of what stands there now, behind that of the request if it has one.
             let rest = &answer[end + 4..];
-            let inside = memchr::memmem::find(rest, b"\r\n\r\n").map(|end| String::from_utf8_lossy(&rest[..end]))?;
+            let inside_end = memchr::memmem::find(rest, b"\r\n\r\n")?;
+            let inside = String::from_utf8_lossy(&rest[..inside_end]);
             let is_same = inside.lines().any(|line| line.to_ascii_lowercase().starts_with(MARK));
             let is_ok = inside.lines().next().and_then(|line| line.split(' ').nth(1)) == Some("200");
-            Some(Ok(match is_same && is_ok {
-                true => Scanned::Clean,
-                false => Scanned::Infected(header("x-violations-found").map_or_else(|| "blocked".to_owned(), name_of)),
-            }))
+            if is_same && is_ok {
+                return Some(Said::GivesBack(all - (rest.len() - inside_end - 4)));
+            }
+            Ok(Scanned::Infected(header("x-violations-found").map_or_else(|| "blocked".to_owned(), name_of)))
         }
-        Some(status) => Some(Err(ScanFailed::Unjudged(format!("answers with ICAP status {status}")))),
-        None => Some(Err(ScanFailed::Unjudged("does not speak ICAP".to_owned()))),
-    }
+        Some(status) => Err(ScanFailed::Unjudged(format!("answers with ICAP status {status}"))),
+        None => Err(ScanFailed::Unjudged("does not speak ICAP".to_owned())),
+    }))
 }
 
 /// A scanner's name for something, fit for a log and a message.
@@ -407,16 +499,47 @@ mod tests {
             ),
             ("ICAP/1.0 200 OK\r\nx-virus-id: Eicar\r\n\r\n".to_owned(), "infected: Eicar"),
             (format!("ICAP/1.0 200 OK\r\nISTag: x\r\n\r\n{page}"), "infected: blocked"),
-            (format!("ICAP/1.0 200 OK\r\nISTag: x\r\n\r\n{same}"), "clean"),
+            (format!("ICAP/1.0 200 OK\r\nISTag: x\r\n\r\n{same}"), "as it was"),
             ("ICAP/1.0 200 OK\r\n\r\nHTTP/1.1 200 OK\r\nX: y\r\n\r\n".to_owned(), "infected: blocked"),
             ("ICAP/1.0 200 OK\r\nISTag: x\r\n\r\nHTTP/1.1 2".to_owned(), "more"),
             ("ICAP/1.0 100 Continue\r\n\r\nICAP/1.0 204 x\r\n\r\n".to_owned(), "clean"),
+            ("ICAP/1.0 100 Continue\r\n\r\n".repeat(300), "more"),
             ("ICAP/1.0 404 ICAP Service not found\r\n\r\n".to_owned(), "the scanner answers with ICAP status 404"),
             ("HTTP/1.1 200 OK\r\n\r\n".to_owned(), "the scanner does not speak ICAP"),
             ("ICAP/1.0 204 Unmodi".to_owned(), "more"),
         ] {
-            assert_eq!(verdict(icap_said(answer.as_bytes())), says, "{answer}");
+            let said = match icap_said(answer.as_bytes()) {
+                Some(Said::GivesBack(from)) if from == answer.len() => "as it was".to_owned(),
+                Some(Said::GivesBack(from)) => format!("from {from} on"),
+                Some(Said::Judged(said)) => verdict(Some(said)),
+                None => verdict(None),
+            };
+            assert_eq!(said, says, "{answer}");
         }
+    }
+
+    /// c-icap begins to give a large file back before it has looked at all of it, and ends early when it finds something: the
+    /// beginning alone was taken for its word.
+    #[tokio::test]
+    async fn a_file_that_is_given_back_is_clean_when_all_of_it_came() {
+        let path = std::env::temp_dir().join(format!("snug-given-back-{}", std::process::id()));
+        std::fs::write(&path, [b'x'; 100]).unwrap();
+        let scanner = Scanner::Icap { host: "127.0.0.1".to_owned(), port: 1344, service: "avscan".to_owned() };
+        let heads = format!("ICAP/1.0 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n{MARK}: 1\r\n\r\n");
+        let half = "x".repeat(50);
+        for (given, says) in [
+            (format!("{heads}32\r\n{half}\r\n32;a=b\r\n{half}\r\n0\r\n\r\n"), "clean"),
+            (format!("{heads}5\r\nxxxxx\r\n0\r\n\r\n"), "infected: blocked"),
+            (format!("{heads}32\r\n{half}\r\n32\r\nxx"), "the scanner breaks off the file that it gives back"),
+        ] {
+            let (here, mut there) = tokio::io::duplex(64 << 10);
+            there.write_all(given.as_bytes()).await.unwrap();
+            there.shutdown().await.unwrap();
+            let (file, clock) = (Arc::new(File::open(&path).unwrap()), Clock::simulated(1_000_000));
+            let said = judge(&scanner, Box::new(here), file, 100, &clock).await;
+            assert_eq!(verdict(Some(said)), says, "{given}");
+        }
+        let _ = std::fs::remove_file(&path);
     }
 
     #[test]
@@ -426,6 +549,7 @@ mod tests {
         let again: &[u8] = b"ICAP/1.0 100 Continue\r\n\r\nICAP/1.0 204 x\r\n\r\n";
         crate::base::any_bytes::any_bytes(&[icap, again, b"stream: A FOUND\0"], |bytes| {
             let _ = (icap_said(bytes), clamd_said(bytes, true), clamd_said(bytes, false));
+            GivenBack::default().take(bytes);
         });
     }
 }

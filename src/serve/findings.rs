@@ -5,7 +5,7 @@ use crate::base::{Clock, date, span};
 use crate::budget::{Card, human};
 use crate::flow::Notices;
 use crate::media::{Harmful, Media};
-use crate::remote::{Reached, Remote};
+use crate::remote::{Reached, Remote, encode};
 use crate::room::Rooms;
 use crate::store::{Status, Store};
 
@@ -51,10 +51,13 @@ fn scanner_away(why: &str) -> Finding {
 /// The administrators are told of what the scanner found, in their rooms of notices.
 pub fn tell_of_harmful_files(media: &Media, notices: &Notices) {
     let notices = notices.clone();
-    media.tell_of_harmful(move |Harmful { server, media_id, found }| {
+    media.tell_of_harmful(move |Harmful { server, media_id, found, is_last }| {
+        // The id of another server's file is whatever somebody asked for, and may read like a sentence of this server's.
+        let media_id = encode(&media_id);
+        let more = if is_last { " What it finds in the rest of this hour is in the log alone, since these are many." } else { "" };
         let text = format!(
             "The scanner found {found} in the file mxc://{server}/{media_id}. Nobody gets it any more. If that is a mistake, give it out \
-             again with POST /_synapse/admin/v1/media/unquarantine/{server}/{media_id}."
+             again with POST /_synapse/admin/v1/media/unquarantine/{server}/{media_id}.{more}"
         );
         let notices = notices.clone();
         tokio::spawn(async move { notices.tell_administrators(&text).await });

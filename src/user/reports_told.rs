@@ -123,9 +123,17 @@ impl Users {
 
     /// Passes reports on, as long as the server runs. A unit of the worker is a report that was taken.
     pub async fn keep_reports_told(&self, worker: &Worker) {
-        let mut pause = PAUSE_MIN;
+        let clock = &self.0.parts.clock;
+        let (mut pause, mut again_at, mut to) = (PAUSE_MIN, Duration::ZERO, self.0.hand.to.get());
         loop {
-            let is_owed = match self.tell_reports(worker).await {
+            let now_to = self.0.hand.to.get();
+            if now_to != to {
+                (pause, again_at, to) = (PAUSE_MIN, Duration::ZERO, now_to);
+            }
+            // A new report is told at once. It does not bring forward those that the bot did not take, or a few reports would use up
+            // all the times of theirs.
+            let is_due = clock.instant() >= again_at;
+            let is_owed = match self.tell_reports(worker, is_due).await {
                 Ok(is_owed) => is_owed,
                 Err(failed) => {
                     worker.failed(&failed);
@@ -133,24 +141,34 @@ impl Users {
                 }
             };
             let again = is_owed && self.tells_reports();
+            if again && is_due {
+                again_at = clock.instant() + pause;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+            let left = again_at.saturating_sub(clock.instant());
             if again {
-                worker.idle_for(pause);
+                worker.idle_for(left);
             } else {
-                pause = PAUSE_MIN;
+                (pause, again_at) = (PAUSE_MIN, Duration::ZERO);
                 worker.idle();
             }
             tokio::select! {
                 () = self.0.hand.changed.notified() => {}
-                () = self.0.parts.clock.sleep(pause), if again => pause = (pause * 2).min(PAUSE_MAX),
+                () = clock.sleep(left), if again => {}
             }
         }
     }
 
-    /// Passes on what is owed, one report after the other. Answers whether some is still owed.
-    async fn tell_reports(&self, worker: &Worker) -> Result<bool, Error> {
+    /// Passes on what is owed, one report after the other; what the bot did not take once only when that `is_due`. Answers whether
+    /// some is still owed.
+    async fn tell_reports(&self, worker: &Worker, is_due: bool) -> Result<bool, Error> {
         let (mut after, mut is_owed) = (0, false);
         while let Some((number, times, report)) = self.read(move |get| Ok(report::next_owed(get, after)?)).await? {
             after = number;
+            if times > 0 && !is_due {
+                is_owed = true;
+                continue;
+            }
             let to = self.0.hand.to.get();
             let Some(to) = to.as_deref() else { return Ok(true) };
             worker.works_on(format_args!("report {number}"));
@@ -220,8 +238,16 @@ impl Users {
         };
         Ok(match self.0.parts.remote.web().ask(request, limits).await {
             Ok(answer) if (200..300).contains(&answer.status) => Passed::Taken,
+            // A proxy says so before a bot that is not there.
+            Ok(answer) if answer.status == 502 => Passed::Away("HTTP 502".to_owned()),
             Ok(answer) => Passed::Refused(format!("HTTP {}{}", answer.status, hint(answer.status))),
-            Err(failed @ (WebFailed::Unreachable { .. } | WebFailed::Refused(_))) => Passed::Away(failed.to_string()),
+            // It was never asked: it is not there, this server has no memory, or the address in the settings is none.
+            Err(
+                failed @ (WebFailed::Unreachable { .. }
+                | WebFailed::Refused(_)
+                | WebFailed::BadUrl(_)
+                | WebFailed::Forbidden(_)),
+            ) => Passed::Away(failed.to_string()),
             // Draupnir does not answer at all where it could not read the event.
             Err(failed) => Passed::Refused(failed.to_string()),
         })
