@@ -2,7 +2,7 @@
 
 use super::setting::{Setting, optional, setting};
 use crate::http::page::Input;
-use crate::remote::scanner::Scanner;
+use crate::media::Scanner;
 
 pub const SETTINGS: &[Setting] = &[
     optional(

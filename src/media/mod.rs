@@ -48,6 +48,7 @@ use scan::Scans;
 use thumbnail::Thumbnails;
 use tidy::Touched;
 
+pub use crate::remote::scanner::Scanner;
 pub use arriving::{Coming, Found};
 pub use limits::Options;
 pub use preview::{Looked, NoPreview, PreviewOptions};

@@ -1,6 +1,7 @@
 //! Application services: what they may ask, what is kept for them, and what they are told, over kills of either side.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,24 +15,31 @@ use serde_json::{Value, json};
 use crate::server::{Reply, TestServer, TestUser};
 
 /// What was asked of the service: method, target, token, body.
-type Asked = (String, String, Option<String>, Value);
+pub type Asked = (String, String, Option<String>, Value);
 
 /// A service that keeps what it is told, and answers as it is set.
 #[derive(Clone)]
-struct Service {
+pub struct Service {
     url: String,
     asked: Arc<Mutex<Vec<Asked>>>,
     status: Arc<Mutex<u16>>,
     /// What it answers to a target that begins so.
     answers: Arc<Mutex<Vec<(String, Value)>>>,
+    /// It knows the paths from before alone.
+    is_old: Arc<AtomicBool>,
 }
 
 impl Service {
-    async fn start() -> Service {
+    pub async fn start() -> Service {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let service =
-            Service { url, asked: Arc::default(), status: Arc::new(Mutex::new(200)), answers: Arc::default() };
+        let service = Service {
+            url,
+            asked: Arc::default(),
+            status: Arc::new(Mutex::new(200)),
+            answers: Arc::default(),
+            is_old: Arc::default(),
+        };
         let this = service.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -54,30 +62,38 @@ impl Service {
         let answers = self.answers.lock().unwrap().clone();
         let found =
             answers.iter().find(|(path, _)| target.starts_with(path.as_str())).map(|(_, answer)| answer.clone());
-        let is_known = found.is_some() || target.contains("/transactions/") || target.contains("/ping");
+        let is_old_path = self.is_old.load(Relaxed) && target.starts_with("/transactions/");
+        let is_missing = self.is_old.load(Relaxed) && target.starts_with("/_matrix/app/");
+        let is_known = is_old_path
+            || !is_missing && (found.is_some() || target.contains("/transactions/") || target.contains("/ping"));
         let status = if is_known { *self.status.lock().unwrap() } else { 404 };
         self.asked.lock().unwrap().push((method, target, token, body));
         let text = match is_known {
             true => found.unwrap_or(json!({})),
+            false if is_missing => json!({ "errcode": "M_UNRECOGNIZED" }),
             false => json!({ "errcode": "M_NOT_FOUND" }),
         };
         hyper::Response::builder().status(status).body(Full::new(Bytes::from(text.to_string()))).unwrap()
+    }
+
+    pub fn knows_only_old_paths(&self) {
+        self.is_old.store(true, Relaxed);
     }
 
     fn set_status(&self, status: u16) {
         *self.status.lock().unwrap() = status;
     }
 
-    fn answers(&self, path: &str, answer: Value) {
+    pub fn answers(&self, path: &str, answer: Value) {
         self.answers.lock().unwrap().push((path.to_owned(), answer));
     }
 
-    fn asked(&self) -> Vec<Asked> {
+    pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
     }
 
     /// The transactions that came: id and body.
-    fn transactions(&self) -> Vec<(String, Value)> {
+    pub fn transactions(&self) -> Vec<(String, Value)> {
         let is_one = |(method, target, token, body): Asked| {
             let id = target.strip_prefix("/_matrix/app/v1/transactions/")?.to_owned();
             assert_eq!((method.as_str(), token.as_deref()), ("PUT", Some("Bearer hs")));
@@ -101,7 +117,7 @@ impl Service {
         bodies
     }
 
-    async fn until<T>(&self, what: &str, find: impl Fn(&Service) -> Option<T>) -> T {
+    pub async fn until<T>(&self, what: &str, find: impl Fn(&Service) -> Option<T>) -> T {
         for _ in 0..600 {
             if let Some(found) = find(self) {
                 return found;
@@ -111,11 +127,11 @@ impl Service {
         panic!("never: {what}; asked: {:?}", self.asked());
     }
 
-    async fn hears(&self, body: &str) {
+    pub async fn hears(&self, body: &str) {
         self.until(body, |service| service.bodies().iter().any(|one| one == body).then_some(())).await;
     }
 
-    fn file(&self, more: &str) -> String {
+    pub fn file(&self, more: &str) -> String {
         format!(
             "id: irc\nurl: {}\nas_token: as\nhs_token: hs\nsender_localpart: ircbot\nprotocols: [irc]\nnamespaces:\n  users:\n  - \
              exclusive: true\n    regex: '@irc_.*'\n  aliases:\n  - exclusive: true\n    regex: '#irc_.*'\n{more}",
@@ -125,7 +141,7 @@ impl Service {
 }
 
 /// A server with the service registered.
-async fn house_with(service: &Service, more: &str) -> TestServer {
+pub async fn house_with(service: &Service, more: &str) -> TestServer {
     let file = service.file(more);
     TestServer::start_with(|config| {
         let path = config.data_dir.with_file_name("irc.yaml");
@@ -136,23 +152,23 @@ async fn house_with(service: &Service, more: &str) -> TestServer {
 }
 
 /// The service itself, with its own token.
-fn bot() -> TestUser {
+pub fn bot() -> TestUser {
     TestUser { id: "@ircbot:localhost".to_owned(), token: "as".to_owned(), device: String::new() }
 }
 
-async fn ghost(house: &TestServer, name: &str) -> String {
+pub async fn ghost(house: &TestServer, name: &str) -> String {
     let body = json!({ "type": "m.login.application_service", "username": name, "inhibit_login": true });
     let made = house.post("/register", &bot(), body).await.ok();
     assert!(made.get("access_token").is_none());
     made["user_id"].as_str().unwrap().to_owned()
 }
 
-async fn make_room(house: &TestServer, who: &TestUser) -> String {
+pub async fn make_room(house: &TestServer, who: &TestUser) -> String {
     let made = house.post("/createRoom", who, json!({ "preset": "public_chat" })).await.ok();
     made["room_id"].as_str().unwrap().to_owned()
 }
 
-async fn say(house: &TestServer, who: &TestUser, room: &str, text: &str) -> Reply {
+pub async fn say(house: &TestServer, who: &TestUser, room: &str, text: &str) -> Reply {
     let path = format!("/rooms/{room}/send/m.room.message/{}", text.replace(' ', "-"));
     house.put(&path, who, json!({ "msgtype": "m.text", "body": text })).await
 }
@@ -424,4 +440,30 @@ async fn a_service_is_told_of_typing_receipts_and_messages_to_devices() {
     service.hears("later").await;
     let count = service.transactions().iter().filter(|(_, body)| body["to_device"].is_array()).count();
     assert_eq!(count, 1, "told once");
+}
+
+/// What a service answers beside its status means nothing. One with a long answer was sent the same transaction for ever.
+#[tokio::test]
+async fn a_service_that_answers_at_length_has_taken_its_transaction() {
+    let service = Service::start().await;
+    service.answers("/_matrix/app/v1/transactions/", json!({ "page": "x".repeat(200_000) }));
+    let house = house_with(&service, "").await;
+    let (alice, bot) = (house.register("alice").await, bot());
+    let room = make_room(&house, &bot).await;
+    house.post(&format!("/join/{room}"), &alice, json!({})).await.ok();
+    say(&house, &alice, &room, "one").await.ok();
+    service.hears("one").await;
+    say(&house, &alice, &room, "two").await.ok();
+    service.hears("two").await;
+    let mut ids: Vec<_> = service.transactions().into_iter().map(|(id, _)| id).collect();
+    let all = ids.len();
+    ids.dedup();
+    assert_eq!(ids.len(), all, "each once");
+    // One that does not take it, at length, is sent it again.
+    service.set_status(500);
+    say(&house, &alice, &room, "three").await.ok();
+    let count = |service: &Service| {
+        service.transactions().iter().filter(|(_, body)| body.to_string().contains("three")).count()
+    };
+    service.until("three twice", |service| (count(service) >= 2).then_some(())).await;
 }

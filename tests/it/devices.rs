@@ -20,14 +20,14 @@ fn cross_key(who: &TestUser, usage: &str, key: &Key) -> Value {
     json!({ "user_id": who.id, "usage": [usage], "keys": { format!("ed25519:{public}"): public } })
 }
 
-fn cross_keys(who: &TestUser, master: &Key, own: &Key) -> Value {
+pub fn cross_keys(who: &TestUser, master: &Key, own: &Key) -> Value {
     json!({
         "master_key": cross_key(who, "master", master),
         "self_signing_key": signed(cross_key(who, "self_signing", own), who, &public(master), master),
     })
 }
 
-fn device_keys(who: &TestUser, device: &str, key: &Key) -> Value {
+pub fn device_keys(who: &TestUser, device: &str, key: &Key) -> Value {
     let keys = json!({
         "user_id": who.id, "device_id": device, "algorithms": ["m.olm.v1.curve25519-aes-sha2"],
         "keys": { format!("ed25519:{device}"): public(key) },

@@ -2,6 +2,7 @@
 
 mod crash;
 mod accounts;
+mod appservice_rows;
 mod appservices;
 mod backup;
 mod bots;
@@ -15,6 +16,7 @@ mod floors;
 mod guests;
 mod http;
 mod rooms;
+mod scanner;
 mod search;
 mod sessions;
 mod server;

@@ -1,6 +1,17 @@
 //! Accounts that are locked or suspended, and what administrators see of others.
 
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use snug::base::{Clock, Random};
 
 use crate::server::{TestServer, TestUser};
 
@@ -144,4 +155,152 @@ async fn administrators_and_oneself_see_where_devices_were() {
     }
     house.get(&path, &carol).await.refused(403, "M_FORBIDDEN");
     house.get("/admin/whois/@nobody:localhost", &alice).await.refused(404, "M_NOT_FOUND");
+}
+
+/// What a bot was told of a report: path, body, and what this server answered with the token that came with it.
+type Told = (String, Value, Vec<(u16, Value)>);
+
+/// What the server answers to somebody with a token.
+async fn ask(house: SocketAddr, path: &str, token: &str) -> (u16, Value) {
+    let stream = tokio::net::TcpStream::connect(house).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::get(format!("/_matrix/client/v3{path}")).header("host", "localhost");
+    let request = request.header("authorization", format!("Bearer {token}")).body(Full::<Bytes>::default()).unwrap();
+    let answer = sender.send_request(request).await.unwrap();
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}
+
+/// A bot that takes reports as Draupnir and Mjolnir do: it asks the server who that is, and for the event.
+#[derive(Clone, Default)]
+struct Bot {
+    house: Arc<Mutex<Option<SocketAddr>>>,
+    /// More that it tries with the token.
+    tries: Arc<Mutex<Vec<String>>>,
+    status: Arc<Mutex<u16>>,
+    told: Arc<Mutex<Vec<Told>>>,
+    tokens: Arc<Mutex<Vec<String>>>,
+}
+
+impl Bot {
+    async fn listen(&self, address: &str) -> String {
+        let listener = tokio::net::TcpListener::bind(address).await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let this = self.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let this = this.clone();
+                let answer = service_fn(move |request: hyper::Request<Incoming>| {
+                    let this = this.clone();
+                    async move { Ok::<_, Infallible>(this.answer(request).await) }
+                });
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
+            }
+        });
+        url
+    }
+
+    async fn answer(&self, request: hyper::Request<Incoming>) -> hyper::Response<Full<Bytes>> {
+        let path = request.uri().path().to_owned();
+        assert_eq!(request.method(), "POST");
+        let token = request.headers()["authorization"].to_str().unwrap().strip_prefix("Bearer ").unwrap().to_owned();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let house = self.house.lock().unwrap().unwrap();
+        let mut replies = Vec::new();
+        let asked = path.strip_prefix("/api/1/report/").unwrap();
+        let (room, event) = asked.split_once('/').unwrap();
+        let mut paths = vec!["/account/whoami".to_owned(), format!("/rooms/{room}/event/{event}")];
+        paths.extend(self.tries.lock().unwrap().clone());
+        for path in paths {
+            replies.push(ask(house, &path, &token).await);
+        }
+        self.tokens.lock().unwrap().push(token);
+        self.told.lock().unwrap().push((path, body, replies));
+        hyper::Response::builder().status(*self.status.lock().unwrap()).body(Full::new(Bytes::from("{}"))).unwrap()
+    }
+
+    async fn told(&self, count: usize) -> Vec<Told> {
+        for _ in 0..600 {
+            if self.told.lock().unwrap().len() >= count {
+                return std::mem::take(&mut *self.told.lock().unwrap());
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        panic!("the bot was not told");
+    }
+}
+
+/// What others have a proxy rewrite towards their bot is a setting, and nobody's own token leaves the server.
+#[tokio::test]
+async fn reports_of_events_are_passed_on_to_a_bot() {
+    let bot = Bot::default();
+    *bot.status.lock().unwrap() = 200;
+    let url = bot.listen("127.0.0.1:0").await;
+    let clock = Clock::simulated(1_700_000_000_000);
+    let house = TestServer::start_at(clock.clone(), Random::seeded(7), |config| {
+        config.moderation.reports_to = Some(url.clone());
+    })
+    .await;
+    *bot.house.lock().unwrap() = Some(house.address());
+    let [alice, bob, _] = people(&house).await;
+    let room = room(&house, &alice).await;
+    house.post(&format!("/join/{room}"), &bob, json!({})).await.ok();
+    let say = async |text: &str| {
+        let path = format!("/rooms/{room}/send/m.room.message/{text}");
+        let sent = house.put(&path, &alice, json!({ "msgtype": "m.text", "body": text })).await.ok();
+        sent["event_id"].as_str().unwrap().to_owned()
+    };
+    let (rude, other) = (say("rude").await, say("other").await);
+    *bot.tries.lock().unwrap() = vec![
+        format!("/rooms/{room}/event/{other}"),
+        "/sync".to_owned(),
+        format!("/rooms/{room}/messages?dir=b"),
+        "/profile/@alice:localhost/displayname".to_owned(),
+    ];
+    // Of rooms and users a bot is not told.
+    house.post(&format!("/users/{}/report", alice.id), &bob, json!({ "reason": "user" })).await.ok();
+    house.post(&format!("/rooms/{room}/report"), &bob, json!({ "reason": "room" })).await.ok();
+    let report = async |event: &str, reason: &str| {
+        let path = format!("/rooms/{room}/report/{event}");
+        house.post(&path, &bob, json!({ "reason": reason, "score": -50 })).await.ok();
+    };
+    report(&rude, "it is rude").await;
+    let told = bot.told(1).await;
+    let (path, body, replies) = &told[0];
+    let decoded = percent_encoding::percent_decode_str(path).decode_utf8().unwrap();
+    assert_eq!(decoded, format!("/api/1/report/{room}/{rude}"));
+    assert_eq!(*body, json!({ "reason": "it is rude", "score": -50 }));
+    assert_eq!((replies[0].0, &replies[0].1["user_id"]), (200, &json!(bob.id)));
+    assert_eq!((replies[1].0, &replies[1].1["content"]["body"]), (200, &json!("rude")));
+    assert!(replies[2..5].iter().all(|(status, _)| *status == 401), "{replies:?}");
+    let token = bot.tokens.lock().unwrap()[0].clone();
+    assert_ne!(token, bob.token);
+    // It ends with the request.
+    let ended = async || house.request("GET", "/account/whoami", Some(&token), Value::Null).await.status;
+    while ended().await != 401 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // One that the bot does not take is told again, five times, and holds nothing up.
+    *bot.status.lock().unwrap() = 503;
+    report(&rude, "again").await;
+    assert_eq!(bot.told(1).await[0].1["reason"], "again");
+    for times in 1..5 {
+        report(&other, &format!("later {times}")).await;
+        let told = bot.told(1).await;
+        assert!(told.iter().any(|(_, body, _)| body["reason"] == "again"), "{told:?}");
+        // All that was noted meanwhile is told in one round.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        bot.told.lock().unwrap().clear();
+    }
+    *bot.status.lock().unwrap() = 200;
+    clock.advance(Duration::from_secs(3600));
+    let told = bot.told(1).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let rest = std::mem::take(&mut *bot.told.lock().unwrap());
+    let mut reasons: Vec<_> = told.iter().chain(&rest).map(|(_, body, _)| body["reason"].clone()).collect();
+    reasons.sort_by_key(ToString::to_string);
+    assert!(!reasons.contains(&json!("again")) && reasons.contains(&json!("later 4")), "{reasons:?}");
 }
