@@ -135,6 +135,7 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .get("/purge", purge::list)
         .post("/purge/left", purge::left)
         .post("/purge/history", purge::history)
+        .post("/purge/space", purge::space)
         .post("/purge/devices", purge::devices)
         .get("/disk", purge::disk)
         .get("/reports", reports::list)

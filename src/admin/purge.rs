@@ -10,12 +10,13 @@ use super::{Admin, error::Error, page};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::Close;
 
-/// `GET /purge`: the rooms that are being removed, and the bytes of the database's file.
+/// `GET /purge`: the rooms that are being removed, the bytes of the database's file, and whether it is being made smaller.
 pub async fn list(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
     let purging = admin.rooms.purging().await?;
     let shown: Vec<_> = purging.iter().take(super::PAGE_ROWS).collect();
     let database_bytes = admin.rooms.database_bytes();
-    let answer = json!({ "rooms": shown, "count": purging.len(), "database_bytes": database_bytes });
+    let space = admin.rooms.space();
+    let answer = json!({ "rooms": shown, "count": purging.len(), "database_bytes": database_bytes, "space": space });
     Ok(page(&admin, &answer).await?)
 }
 
@@ -91,6 +92,13 @@ pub async fn purged(admin: &Admin, name: &str) -> Result<(u64, u64), Error> {
         None => Ok((task.gone.events, task.gone.bytes)),
         Some(why) => Err(ErrorResponse::bad("M_UNKNOWN", why).into()),
     }
+}
+
+/// `POST /purge/space`: begins to give what is free in the database back to the disk. Answers at once; `GET /purge` tells how far
+/// it is.
+pub async fn space(admin: Arc<Admin>, _: Request) -> Result<Response, Error> {
+    admin.rooms.make_space();
+    Ok(Response::ok())
 }
 
 /// `GET /disk?from=`: what a table's rows take, some thousand rows at a time, and where the next part begins.

@@ -123,7 +123,9 @@ The text is read from standard input when it is -.")]
   snug purge history --days 365              messages of all rooms that are older than a year
   snug purge devices --unused-days 365       sessions that nobody used for a year
   snug purge media --unused-days 30          what is kept of other servers and nobody asked for
-What is removed goes in small steps while the server runs, and goes on after a restart.")]
+  snug purge space                           what is free in the database goes back to the disk
+What is removed goes in small steps while the server runs, and goes on after a restart. When an eighth of the database or more was
+removed, `space` follows by itself.")]
     Purge {
         #[command(subcommand)]
         command: Option<PurgeCommand>,
@@ -225,6 +227,13 @@ pub enum PurgeCommand {
         #[arg(long, value_name = "DAYS")]
         days: u32,
     },
+    /// The free space in the database's file: rows are laid out anew in small steps, and the file's end goes back to the disk
+    ///
+    /// The server runs on. Each part of the database that is half empty, or lies near the file's end, is written once more, in steps of
+    /// 64 KiB with pauses. At the end the database is closed and opened again in a moment when nothing is read, which takes some
+    /// tenths of a second on a small board. While a backup is made there is no such moment: then the end goes back when the server
+    /// is next stopped. `snug compact` moves what is left, for which the server must be stopped.
+    Space,
     /// Files of other servers; they are fetched again when somebody asks for them
     Media {
         /// Only what nobody asked for in as many days

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::admin_socket::Local;
 use super::arguments::PurgeCommand;
-use super::{load, text, with_local};
+use super::{load, tell, text, with_local};
 use crate::budget::human;
 use crate::config::Overrides;
 use crate::remote::encode;
@@ -15,6 +15,9 @@ use crate::remote::encode;
 const ROOMS_SHOWN: usize = 20;
 /// How often it is asked how far a stopped server's purge is.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often it is asked how far the database is, and after how many times it is said.
+const SPACE_LOOK: Duration = Duration::from_secs(1);
+const SPACE_SAYS: u32 = 10;
 
 pub fn purge(overrides: &Overrides, command: Option<PurgeCommand>) -> Result<(), String> {
     if let Some(PurgeCommand::Room { room, .. }) = &command
@@ -61,8 +64,32 @@ pub fn purge(overrides: &Overrides, command: Option<PurgeCommand>) -> Result<(),
             let done = local.post_long("/purge/devices", json!({ "unused_days": unused_days }))?;
             Ok(format!("{} devices were removed.\n", done["count"].as_u64().unwrap_or(0)))
         }
+        Some(PurgeCommand::Space) => {
+            local.post("/purge/space", json!({}))?;
+            space(local)
+        }
         Some(PurgeCommand::Media { unused_days }) => super::media::remove_remote(local, unused_days),
     })
+}
+
+/// Waits until the database is smaller, and tells by how much.
+fn space(local: &mut Local) -> Result<String, String> {
+    for look in 1.. {
+        local.wait(SPACE_LOOK);
+        let space = &local.get("/purge")?["space"];
+        let number = |field: &str| human(space[field].as_u64().unwrap_or(0));
+        if space["is_under_way"] != true {
+            return Ok(format!(
+                "The database's file had {}, and has {} now.\n",
+                number("before_bytes"),
+                number("after_bytes")
+            ));
+        }
+        if look % SPACE_SAYS == 0 {
+            tell(&format!("… {:.0} % of the rows\n", space["part"].as_f64().unwrap_or(0.0) * 100.0));
+        }
+    }
+    Ok(String::new())
 }
 
 fn begun(local: &mut Local, what: &str) -> String {
@@ -87,14 +114,18 @@ fn under_way(local: &mut Local) -> Result<String, String> {
     if out.is_empty() {
         out = "No room is being removed.\n".to_owned();
     }
+    if found["space"]["is_under_way"] == true {
+        let part = found["space"]["part"].as_f64().unwrap_or(0.0) * 100.0;
+        out += &format!("The database is being made smaller: {part:.0} % of its rows.\n");
+    }
     Ok(out + &free(&found))
 }
 
 /// What becomes of the space.
 fn free(answer: &Value) -> String {
     format!(
-        "The database's file has {}. What rows leave free in it is used again at once; free space at the file's end goes back to \
-         the disk by itself, and all of it with `snug compact`, for which the server is stopped.\n",
+        "The database's file has {}. What rows leave free in it is used again at once; `snug purge space` gives it back to the \
+         disk, and follows by itself when much was removed.\n",
         human(answer["database_bytes"].as_u64().unwrap_or(0))
     )
 }

@@ -107,7 +107,7 @@ pub use neighbours::{Destination, DestinationOrder, Neighbour, SharedRoom};
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use policies::{Policies, Who};
 pub use policy_lists::{LISTS_MAX as POLICY_LISTS_MAX, PolicyHits, PolicyList, PolicyRule};
-pub use purge::{LeftRooms, Purging};
+pub use purge::{LeftRooms, Purging, Space};
 pub use read::filter::{Events, Filter};
 pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};
@@ -186,6 +186,7 @@ struct Inner {
     keeping: purge::Keeping,
     /// There is a room to remove, or state trees that no room has any more.
     purge: tokio::sync::Notify,
+    space: purge::space::Keeper,
     sweep: tokio::sync::Notify,
     /// There is something to be done for an administrator.
     tasks: tokio::sync::Notify,
@@ -233,6 +234,7 @@ impl Rooms {
             redacted_kept_ms: AtomicU64::new(0),
             keeping: purge::Keeping::default(),
             purge: tokio::sync::Notify::new(),
+            space: purge::space::Keeper::default(),
             sweep: tokio::sync::Notify::new(),
             tasks: tokio::sync::Notify::new(),
             delays: delayed::Delays::default(),

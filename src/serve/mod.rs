@@ -635,6 +635,11 @@ impl Server {
             async move { rooms.keep_purged(&worker).await }
         }));
         let rooms = self.rooms.clone();
+        self.endless.push(self.worker("space", move |worker| {
+            let rooms = rooms.clone();
+            async move { rooms.keep_small(&worker).await }
+        }));
+        let rooms = self.rooms.clone();
         self.endless.push(self.worker("rooms closed", move |worker| {
             let rooms = rooms.clone();
             async move { rooms.keep_tasks(&worker).await }

@@ -113,11 +113,13 @@ pub struct Read {
     /// Tables opened so far, with their roots in this snapshot.
     tables: Mutex<Vec<(&'static str, Option<ReadTable>)>>,
     hash_key: [u8; 16],
+    /// Held for as long as the snapshot lives, which the writer can tell.
+    _held: Arc<()>,
 }
 
 impl Read {
-    pub(super) fn new(txn: ReadTransaction, hash_key: [u8; 16]) -> Self {
-        Read { txn, tables: Mutex::new(Vec::with_capacity(8)), hash_key }
+    pub(super) fn new(txn: ReadTransaction, hash_key: [u8; 16], held: Arc<()>) -> Self {
+        Read { txn, tables: Mutex::new(Vec::with_capacity(8)), hash_key, _held: held }
     }
 
     /// The table in this snapshot; `None` when nothing was ever written to it.

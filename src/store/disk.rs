@@ -3,6 +3,7 @@
 //! Also the reserve: a file of real blocks that is given up first when the disk is full, so that the database can be
 //! opened again and rows can be freed.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -458,6 +459,34 @@ pub(super) struct Guarded {
     pub(super) retired: Arc<RwLock<bool>>,
 }
 
+thread_local! {
+    /// What this thread read of the file.
+    static SEEN: Seen = const { Seen { bytes: Cell::new(0), highest: Cell::new(0) } };
+}
+
+/// Parts of the database's file that were read, by a thread or in a call. What redb had in its cache is not among them.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) bytes: Cell<u64>,
+    /// Where the highest part began.
+    pub(super) highest: Cell<u64>,
+}
+
+impl Seen {
+    fn note(&self, offset: u64, length: usize) {
+        self.bytes.set(self.bytes.get() + length as u64);
+        self.highest.set(self.highest.get().max(offset));
+    }
+}
+
+/// Does something, and tells what it read of the file on this thread.
+pub(super) fn seeing<T>(call: impl FnOnce() -> T) -> (T, Seen) {
+    SEEN.with(|seen| (seen.bytes.set(0), seen.highest.set(0)));
+    let done = call();
+    let seen = SEEN.with(|seen| Seen { bytes: seen.bytes.clone(), highest: seen.highest.clone() });
+    (done, seen)
+}
+
 impl Guarded {
     /// The lock is held until the file has answered, so that nothing happens to it after the database was cut off.
     fn with<T>(&self, call: impl FnOnce(&dyn StorageBackend) -> io::Result<T>) -> io::Result<T> {
@@ -475,6 +504,7 @@ impl StorageBackend for Guarded {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        SEEN.with(|seen| seen.note(offset, out.len()));
         guard::read_from_card(self.with(|disk| disk.read(offset, out)))
     }
 

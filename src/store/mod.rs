@@ -11,7 +11,7 @@
 //! Reading order: this file, `schema.rs`, `key_encoding.rs`, `row_encoding.rs`, `num.rs`, `access.rs` (reading and
 //! writing rows), `guard.rs` (pages that cannot be read), `writer.rs` (the writer, and opening again after a failure),
 //! `opening.rs`, `journal.rs` (changes before redb has them), `disk.rs`, `migrate.rs`, `survey.rs`, `copy.rs` (all rows, out of
-//! a database and into a new one), then `tables/`.
+//! a database and into a new one), `repack.rs` (a smaller file), then `tables/`.
 
 mod access;
 pub mod copy;
@@ -26,6 +26,7 @@ mod num;
 #[cfg(test)]
 mod row_counts;
 mod opening;
+mod repack;
 pub mod schema;
 mod shape;
 mod survey;
@@ -44,6 +45,7 @@ pub use redb::StorageBackend as Disk;
 pub use writer::Status;
 
 pub use num::{BodyNum, EventNum, Position, RoomNum, ServerNum, StateKeyNum, UserNum};
+pub use repack::{Place, STEP_BYTES_MAX, Step};
 #[cfg(test)]
 pub(crate) use row_counts::RowCounts;
 pub use schema::Table;

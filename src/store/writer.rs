@@ -56,6 +56,7 @@ pub(super) enum Kind {
 pub(super) enum Message {
     Job(Kind, Box<Job>),
     Compact(oneshot::Sender<Result<bool>>),
+    Trim(oneshot::Sender<Result<bool>>),
     Close(oneshot::Sender<()>),
 }
 
@@ -89,6 +90,8 @@ struct Shared {
     journal_failed: Mutex<Option<Error>>,
     spare: Spare,
     followers: RwLock<Vec<Arc<dyn Follower>>>,
+    /// Each snapshot has a share of it.
+    snapshots: Arc<()>,
     #[cfg(test)]
     counted: Mutex<super::RowCounts>,
 }
@@ -110,6 +113,7 @@ impl Engine {
             journal_failed: Mutex::default(),
             spare: Spare::default(),
             followers: RwLock::default(),
+            snapshots: Arc::default(),
             #[cfg(test)]
             counted: Mutex::default(),
         });
@@ -150,7 +154,7 @@ impl Engine {
         match &*self.shared.open.read() {
             Some(open) => {
                 let txn = guard::whole("a snapshot cannot be taken", || open.db.begin_read().map_err(Error::of))?;
-                Ok(Read::new(txn, self.shared.hash_key))
+                Ok(Read::new(txn, self.shared.hash_key, self.shared.snapshots.clone()))
             }
             None => Err(Error::Closed),
         }
@@ -240,6 +244,9 @@ impl Writer {
             }
             Message::Compact(reply) => {
                 let _ = reply.send(self.compact());
+            }
+            Message::Trim(reply) => {
+                let _ = reply.send(self.trim());
             }
             Message::Close(_) => unreachable!("the loop above ends with it"),
         }
@@ -387,6 +394,30 @@ impl Writer {
             done.and_then(|done| checkpoint(open, &self.shared.how, false).map(|()| done))
         };
         done.inspect_err(|failed| self.shared.recover(failed))
+    }
+
+    /// Closes the database and opens it again, which gives back what is free at the file's end. Nobody has a snapshot at this
+    /// moment, and whoever wants one waits.
+    fn trim(&mut self) -> Result<bool> {
+        let shared = self.shared.clone();
+        let mut place = shared.open.write();
+        let Some(open) = &*place else { return Err(Error::Closed) };
+        let has_journal = open.journal.lock().journal.is_some();
+        if !has_journal || Arc::strong_count(&shared.snapshots) > 1 {
+            return Ok(false);
+        }
+        if let Err(failed) = checkpoint(open, &shared.how, true) {
+            drop(place);
+            shared.recover(&failed);
+            return Err(failed);
+        }
+        if let Some(old) = place.take() {
+            shut(old.db);
+        }
+        let open = opening::open(&*shared.medium, &shared.how)
+            .inspect_err(|failed| *shared.lock_status() = Status::Failed(failed.clone()))?;
+        *place = Some(open);
+        Ok(true)
     }
 
     fn close(&mut self) {

@@ -392,7 +392,7 @@ fn files(folder: &Path, found: &Metadata, report: &mut Report) {
         && database.len() > COMPACT_BYTES
     {
         report.note(format!(
-            "The database takes {}. Its free space is used again; `snug compact` returns that space to the disk.",
+            "The database takes {}. Its free space is used again; `snug purge space` returns that space to the disk.",
             human(database.len())
         ));
     }

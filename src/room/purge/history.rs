@@ -132,9 +132,13 @@ impl Rooms {
             let job = move |w: &mut Write<'_>| step(w, num, from, reach);
             let (done, _) = self.0.parts.store.write_freeing(job).await.map_err(WriteError::into_inner)?;
             (events, bytes) = (events + done.events, bytes + done.bytes);
+            self.note_removed(done.events);
             match done.next {
                 Some(next) => from = next,
-                None => return Ok((events, bytes)),
+                None => {
+                    self.make_space_after_much();
+                    return Ok((events, bytes));
+                }
             }
             self.0.parts.clock.sleep(PAUSE).await;
         }

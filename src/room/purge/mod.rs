@@ -2,9 +2,10 @@
 //!
 //! One room at a time, in writes of at most a thousand rows with pauses between them. How far it is lies in the store
 //! (`store/tables/room/purge.rs`), so that a start goes on with it. What its state trees took is freed by the next sweep
-//! (`state/sweep.rs`), which follows.
+//! (`state/sweep.rs`), which follows. What all of that leaves free goes back to the disk (`space.rs`).
 
 mod history;
+pub(in crate::room) mod space;
 
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::store::tables::user;
 use crate::store::{EventNum, RoomNum, WriteError};
 
 pub use history::{Keeping, Reach};
+pub use space::Space;
 
 /// Rows of one write.
 const ROWS_MAX: usize = 1000;
@@ -223,6 +225,7 @@ impl Rooms {
             }
         }
         if is_any {
+            self.make_space_after_much();
             self.0.sweep.notify_one();
         }
         failed.map_or(Ok(()), Err)
@@ -244,6 +247,7 @@ impl Rooms {
             let to = last.or(events.last().copied()).unwrap_or(reached);
             if !events.is_empty() {
                 worker.done(events.len() as u64);
+                self.note_removed(events.len() as u64);
                 self.freed(move |w| purge::remove_events(w, num, &events, to)).await?;
             }
             let Some(last) = last else { break };

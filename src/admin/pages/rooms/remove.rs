@@ -66,7 +66,20 @@ pub async fn under_way(admin: &Admin) -> Result<String, Error> {
             (false, _) => format!("{name} is removed. {sizes}"),
         });
     }
-    let rows = purging.iter().take(PURGING_SHOWN).map(Row::new).collect();
+    let mut rows: Vec<_> = purging.iter().take(PURGING_SHOWN).map(Row::new).collect();
+    let space = admin.rooms.space();
+    if space.is_under_way {
+        hint = false;
+        rows.push(Row {
+            name: "What is free in the database".to_owned(),
+            about: format!(
+                "It goes back to the disk: the database took {} before, and takes {} now",
+                human(space.before_bytes),
+                human(admin.rooms.database_bytes())
+            ),
+            done: (space.part.clamp(0.0, 1.0) * 1000.0) as u64,
+        });
+    }
     let page = Under { rows, more: purging.len().saturating_sub(PURGING_SHOWN), said, hint };
     Ok(page.render().map_err(ErrorResponse::internal)?)
 }
