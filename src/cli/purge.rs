@@ -64,6 +64,10 @@ pub fn purge(overrides: &Overrides, command: Option<PurgeCommand>) -> Result<(),
             let done = local.post_long("/purge/devices", json!({ "unused_days": unused_days }))?;
             Ok(format!("{} devices were removed.\n", done["count"].as_u64().unwrap_or(0)))
         }
+        // A stopped server has nobody who would begin with it.
+        Some(PurgeCommand::Space) if local.is_stopped() => {
+            Err("the server is not running: `snug compact` gives the space back then".to_owned())
+        }
         Some(PurgeCommand::Space) => {
             local.post("/purge/space", json!({}))?;
             space(local)
