@@ -400,10 +400,16 @@ impl Writer {
     /// moment, and whoever wants one waits.
     fn trim(&mut self) -> Result<bool> {
         let shared = self.shared.clone();
+        // Most of what there is to write, while readers go on.
+        let begun = match &*shared.open.read() {
+            Some(open) if shared.may_trim(open) => checkpoint(open, &shared.how, false),
+            Some(_) => return Ok(false),
+            None => return Err(Error::Closed),
+        };
+        begun.inspect_err(|failed| shared.recover(failed))?;
         let mut place = shared.open.write();
         let Some(open) = &*place else { return Err(Error::Closed) };
-        let has_journal = open.journal.lock().journal.is_some();
-        if !has_journal || Arc::strong_count(&shared.snapshots) > 1 {
+        if !shared.may_trim(open) {
             return Ok(false);
         }
         if let Err(failed) = checkpoint(open, &shared.how, true) {
@@ -554,6 +560,11 @@ impl Shared {
     fn may_wait(&self, jobs: &[Ran]) -> bool {
         // Pages that the state on the card has are not used again before a checkpoint, so the file grows until then.
         jobs.iter().all(|ran| ran.kind != Kind::Bulk) && self.free_bytes() >= TIGHT_BYTES
+    }
+
+    /// Nobody has a snapshot, and the journal can be used.
+    fn may_trim(&self, open: &Open) -> bool {
+        open.journal.lock().journal.is_some() && Arc::strong_count(&self.snapshots) == 1
     }
 
     /// The group's changes in the journal, durable, and then in the database as readers see it. Answers the record's
