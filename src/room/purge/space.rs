@@ -94,7 +94,10 @@ impl Rooms {
         let mut failures = 0;
         loop {
             worker.idle();
-            keeper.wake.notified().await;
+            // What was begun goes on after a panic, and a wake-up may be of what is done already.
+            while !self.space().is_under_way {
+                keeper.wake.notified().await;
+            }
             while let Err(failed) = self.make_small(worker).await {
                 tracing::warn!(%failed, "the database could not be made smaller");
                 worker.failed(failed);
