@@ -83,11 +83,18 @@ fn space(local: &mut Local) -> Result<String, String> {
         let space = &local.get("/purge")?["space"];
         let number = |field: &str| human(space[field].as_u64().unwrap_or(0));
         if space["is_under_way"] != true {
-            return Ok(format!(
-                "The database's file had {}, and has {} now.\n",
-                number("before_bytes"),
-                number("after_bytes")
-            ));
+            let sizes =
+                format!("The database's file had {}, and has {} now.", number("before_bytes"), number("after_bytes"));
+            return match space["outcome"].as_str() {
+                Some("failed") => {
+                    Err(format!("the database could not be made smaller: `snug workers` says why. {sizes}"))
+                }
+                Some("held") => Ok(format!(
+                    "{sizes} Something was read all the while, so what is free at its end goes back when the server is next \
+                     stopped.\n"
+                )),
+                _ => Ok(format!("{sizes}\n")),
+            };
         }
         if look % SPACE_SAYS == 0 {
             tell(&format!("… {:.0} % of the rows\n", space["part"].as_f64().unwrap_or(0.0) * 100.0));

@@ -46,6 +46,19 @@ pub struct Space {
     /// Bytes of the file when it began, and at its end; of the last time while none is under way.
     pub before_bytes: u64,
     pub after_bytes: u64,
+    pub outcome: Outcome,
+}
+
+/// How it ended the last time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    #[default]
+    Done,
+    /// All was laid out anew, and there was no moment without a snapshot to give the end of the file back.
+    Held,
+    /// It failed several times, and was given up.
+    Failed,
 }
 
 #[derive(Default)]
@@ -90,43 +103,68 @@ impl Rooms {
 
     /// Makes the database smaller when asked, as long as the server runs. A unit of the worker is a row that was looked at.
     pub async fn keep_small(&self, worker: &Worker) {
-        let (keeper, clock) = (&self.0.space, &self.0.parts.clock);
-        let mut failures = 0;
+        let keeper = &self.0.space;
         loop {
             worker.idle();
             // What was begun goes on after a panic, and a wake-up may be of what is done already.
             while !self.space().is_under_way {
                 keeper.wake.notified().await;
             }
-            while let Err(failed) = self.make_small(worker).await {
-                tracing::warn!(%failed, "the database could not be made smaller");
-                worker.failed(failed);
-                failures += 1;
-                if failures == FAILURES_MAX {
-                    break;
-                }
-                worker.idle_for(AGAIN);
-                clock.sleep(AGAIN).await;
+            let outcome = self.make_small_or_give_up(worker).await;
+            let (before, after) = {
+                let mut space = keeper.space.lock();
+                (space.is_under_way, space.after_bytes, space.outcome) = (false, self.database_bytes(), outcome);
+                (space.before_bytes, space.after_bytes)
+            };
+            match outcome {
+                Outcome::Done => tracing::info!(before, after, "the database was made smaller"),
+                Outcome::Held => tracing::info!(
+                    before,
+                    after,
+                    "rows of the database were laid out anew; the end of its file goes back to the disk when the server is \
+                     stopped, since something was read all the while"
+                ),
+                Outcome::Failed => tracing::warn!(
+                    before,
+                    after,
+                    "that the database becomes smaller is given up until it is asked for again"
+                ),
             }
-            failures = 0;
-            let mut space = keeper.space.lock();
-            (space.is_under_way, space.after_bytes) = (false, self.database_bytes());
-            let (before, after) = (space.before_bytes, space.after_bytes);
-            tracing::info!(before, after, "the database was made smaller");
         }
     }
 
-    /// Walks through the database until that gains little.
-    pub(super) async fn make_small(&self, worker: &Worker) -> Result<()> {
+    async fn make_small_or_give_up(&self, worker: &Worker) -> Outcome {
+        let mut failures = 0;
+        loop {
+            match self.make_small(worker).await {
+                Ok(true) => return Outcome::Done,
+                Ok(false) => return Outcome::Held,
+                Err(failed) => {
+                    tracing::warn!(%failed, "the database could not be made smaller");
+                    worker.failed(failed);
+                    failures += 1;
+                }
+            }
+            if failures == FAILURES_MAX {
+                return Outcome::Failed;
+            }
+            worker.idle_for(AGAIN);
+            self.0.parts.clock.sleep(AGAIN).await;
+        }
+    }
+
+    /// Walks through the database until that gains little. Answers whether the end of the file was given back.
+    pub(super) async fn make_small(&self, worker: &Worker) -> Result<bool> {
+        let mut is_given_back = false;
         for walk in 1..=WALKS_MAX {
             let before = self.database_bytes();
             self.walk(worker).await?;
-            self.trim(worker).await?;
+            is_given_back = self.trim(worker).await?;
             if walk >= WALKS_MIN && self.database_bytes() > before / 16 * 15 {
                 break;
             }
         }
-        Ok(())
+        Ok(is_given_back)
     }
 
     async fn walk(&self, worker: &Worker) -> Result<()> {
@@ -155,15 +193,15 @@ impl Rooms {
     }
 
     /// Gives the file's end back at the first moment without a snapshot. A backup holds one for as long as it takes: then the
-    /// next clean end of the server does it.
-    async fn trim(&self, worker: &Worker) -> Result<()> {
+    /// next clean end of the server does it, and the answer is false.
+    async fn trim(&self, worker: &Worker) -> Result<bool> {
         worker.works_on("waiting for a moment to give the free space back");
         for _ in 0..TRIMS_MAX {
             if self.0.parts.store.trim().await? {
-                break;
+                return Ok(true);
             }
             self.0.parts.clock.sleep(TRIM_AGAIN).await;
         }
-        Ok(())
+        Ok(false)
     }
 }
