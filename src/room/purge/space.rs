@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::base::{StopWatch, Worker, blocking};
+use crate::budget::Grant;
 use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::store::{Place, STEP_BYTES_MAX};
@@ -29,6 +30,8 @@ const TRIMS_MAX: u32 = 60;
 const TRIM_AGAIN: Duration = Duration::from_secs(1);
 /// After a failure.
 const AGAIN: Duration = Duration::from_secs(60);
+/// Times that a step waits for its memory: an hour.
+const GRANTS_MAX: u32 = 60;
 /// Tries before it is given up until somebody asks again.
 const FAILURES_MAX: u32 = 3;
 
@@ -176,8 +179,7 @@ impl Rooms {
             worker.works_on("making the database smaller");
             let watch = StopWatch::start();
             let step = {
-                // Where the sweep of state trees has its memory: they take turns.
-                let _grant = parts.budget.account("state_nodes").take(STEP_BYTES_MAX).await?;
+                let _grant = self.step_grant(worker).await?;
                 parts.store.repack(place).await?
             };
             worker.done(step.rows);
@@ -190,6 +192,20 @@ impl Rooms {
             parts.clock.sleep(pause).await;
         }
         Ok(())
+    }
+
+    /// The memory of a step: where the sweep of state trees has its own, for minutes. They take turns, and a walk waits at the
+    /// place that it has reached.
+    async fn step_grant(&self, worker: &Worker) -> Result<Grant> {
+        let account = self.0.parts.budget.account("state_nodes");
+        for _ in 0..GRANTS_MAX {
+            if let Ok(grant) = account.take(STEP_BYTES_MAX).await {
+                return Ok(grant);
+            }
+            worker.idle_for(AGAIN);
+            self.0.parts.clock.sleep(AGAIN).await;
+        }
+        Ok(account.take(STEP_BYTES_MAX).await?)
     }
 
     /// Gives the file's end back at the first moment without a snapshot. A backup holds one for as long as it takes: then the
