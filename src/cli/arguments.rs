@@ -231,8 +231,8 @@ pub enum PurgeCommand {
     ///
     /// The server runs on. Each part of the database that is half empty, or lies near the file's end, is written once more, in steps of
     /// 64 KiB with pauses. At the end the database is closed and opened again in a moment when nothing is read, which takes some
-    /// tenths of a second on a small board. While a backup is made there is no such moment: then the end goes back when the server
-    /// is next stopped. `snug compact` moves what is left, for which the server must be stopped.
+    /// tenths of a second on a small board. All of it waits while a backup is made. Without such a moment the end goes back when the
+    /// server is next stopped. `snug compact` moves what is left, for which the server must be stopped.
     Space,
     /// Files of other servers; they are fetched again when somebody asks for them
     Media {

@@ -65,6 +65,12 @@ impl Store {
         TABLES.iter().filter(|table| table.name != META.name).map(|table| read.count(table)).sum()
     }
 
+    /// Whether the snapshots that were there at the latest true answer are gone. Pages that a snapshot sees are not used again, so
+    /// beside an old one each step of a walk takes new ones, and the file grows by all that is moved.
+    pub fn are_old_snapshots_gone(&self) -> bool {
+        self.0.are_old_snapshots_gone()
+    }
+
     /// Lays the rows behind a place out in full pages, at most [`STEP_BYTES`] of them, where that is worth it. Works on a
     /// full disk too: what it takes is free in the file.
     pub async fn repack(&self, from: Place) -> Result<Step> {
@@ -312,6 +318,20 @@ mod tests {
         let store = Store::on_memory(card);
         check(&store);
         assert_eq!(store.read().unwrap().count(&STATE_NODE), Ok(3));
+    }
+
+    #[test]
+    fn snapshots_of_before_the_latest_answer_are_told_from_later_ones() {
+        let store = Store::in_memory();
+        let early = store.read().unwrap();
+        assert!(store.are_old_snapshots_gone(), "the first answer is about none");
+        assert!(!store.are_old_snapshots_gone() && !store.are_old_snapshots_gone());
+        let late = store.read().unwrap();
+        drop(early);
+        assert!(store.are_old_snapshots_gone());
+        assert!(!store.are_old_snapshots_gone());
+        drop(late);
+        assert!(store.are_old_snapshots_gone() && store.are_old_snapshots_gone());
     }
 
     #[tokio::test]

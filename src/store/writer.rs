@@ -90,10 +90,31 @@ struct Shared {
     journal_failed: Mutex<Option<Error>>,
     spare: Spare,
     followers: RwLock<Vec<Arc<dyn Follower>>>,
-    /// Each snapshot has a share of it.
-    snapshots: Arc<()>,
+    snapshots: Mutex<Snapshots>,
     #[cfg(test)]
     counted: Mutex<super::RowCounts>,
+}
+
+/// The snapshots in use: each has a share of the part of time in which it was taken.
+#[derive(Default)]
+struct Snapshots {
+    present: Arc<()>,
+    before: Arc<()>,
+}
+
+impl Snapshots {
+    fn are_none(&self) -> bool {
+        Arc::strong_count(&self.present) == 1 && Arc::strong_count(&self.before) == 1
+    }
+
+    /// Begins a new part of time, unless snapshots of the one before the present are still held: then false.
+    fn turn(&mut self) -> bool {
+        let are_gone = Arc::strong_count(&self.before) == 1;
+        if are_gone {
+            self.before = std::mem::take(&mut self.present);
+        }
+        are_gone
+    }
 }
 
 impl Engine {
@@ -113,7 +134,7 @@ impl Engine {
             journal_failed: Mutex::default(),
             spare: Spare::default(),
             followers: RwLock::default(),
-            snapshots: Arc::default(),
+            snapshots: Mutex::default(),
             #[cfg(test)]
             counted: Mutex::default(),
         });
@@ -154,10 +175,15 @@ impl Engine {
         match &*self.shared.open.read() {
             Some(open) => {
                 let txn = guard::whole("a snapshot cannot be taken", || open.db.begin_read().map_err(Error::of))?;
-                Ok(Read::new(txn, self.shared.hash_key, self.shared.snapshots.clone()))
+                let held = self.shared.snapshots.lock().present.clone();
+                Ok(Read::new(txn, self.shared.hash_key, held))
             }
             None => Err(Error::Closed),
         }
+    }
+
+    pub(super) fn are_old_snapshots_gone(&self) -> bool {
+        self.shared.snapshots.lock().turn()
     }
 
     pub(super) fn follow(&self, follower: Arc<dyn Follower>) {
@@ -564,7 +590,7 @@ impl Shared {
 
     /// Nobody has a snapshot, and the journal can be used.
     fn may_trim(&self, open: &Open) -> bool {
-        open.journal.lock().journal.is_some() && Arc::strong_count(&self.snapshots) == 1
+        open.journal.lock().journal.is_some() && self.snapshots.lock().are_none()
     }
 
     /// The group's changes in the journal, durable, and then in the database as readers see it. Answers the record's

@@ -2,7 +2,7 @@
 //!
 //! A walk lays the rows of the database out in full pages, a bounded step at a time (`store/repack.rs`), and waits four times
 //! as long as it worked; then the file's free end is given back. What a walk moved into places near the new end moves again in
-//! the next. A restart ends it; nothing is lost by that, and whoever asks again goes on with what is left.
+//! the next. It waits beside a backup. A restart ends it; nothing is lost by that, and whoever asks again goes on with what is left.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -176,6 +176,7 @@ impl Rooms {
         let rows = blocking(move || store.repack_rows()).await?.max(1);
         let (mut from, mut done) = (Some(Place::default()), 0);
         while let Some(place) = from {
+            self.wait_for_snapshots(worker).await;
             worker.works_on("making the database smaller");
             let watch = StopWatch::start();
             let step = {
@@ -192,6 +193,17 @@ impl Rooms {
             parts.clock.sleep(pause).await;
         }
         Ok(())
+    }
+
+    /// Waits until what the step before left free can be used: a backup holds a snapshot for as long as it takes, and beside it
+    /// a walk would write the database once more behind its end.
+    async fn wait_for_snapshots(&self, worker: &Worker) {
+        let mut pause = PAUSE_MIN;
+        while !self.0.parts.store.are_old_snapshots_gone() {
+            worker.works_on("waiting for the end of a backup, or a long answer");
+            self.0.parts.clock.sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
     }
 
     /// The memory of a step: where the sweep of state trees has its own, for minutes. They take turns, and a walk waits at the
