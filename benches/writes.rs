@@ -121,9 +121,9 @@ fn say(store: &Store, number: u32) {
         what: "m.room.message".to_owned(),
     };
     write(store, move |w| {
-        assert!(txn::get(w, &named)?.is_none());
-        let position = w.next_position();
         let now_ms = row.origin_server_ts;
+        assert!(txn::get(w, &named, now_ms)?.is_none());
+        let position = w.next_position();
         let (num, _) = event::insert(w, row, json.as_bytes())?;
         timeline::put(w, room, position.0 as i64, num)?;
         let mut of = room::get_of(w, room)?;

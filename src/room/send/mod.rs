@@ -179,10 +179,8 @@ fn append_plain(
         Err(failed) => return Err(failed),
     };
     let txn = txn_of(w, num, &new, txn)?;
-    if let Some(txn) = &txn
-        && let Some(sent) = txn::get(w, txn)?
-    {
-        return Ok(Plain::Sent(id_of(w, sent)?));
+    if let Some(sent) = sent_before(w, txn.as_ref(), here.now_ms)? {
+        return Ok(Plain::Sent(sent));
     }
     if policy_server::of(w, &room, rooms.server())?.is_some() {
         return Ok(Plain::NotSo(Box::new(new)));
@@ -271,10 +269,8 @@ fn prepare(rooms: &Rooms, read: &Read, num: RoomNum, new: New, txn: Option<(Stri
         other => other,
     })?;
     let txn = txn_of(read, num, &new, txn)?;
-    if let Some(txn) = &txn
-        && let Some(sent) = txn::get(read, txn)?
-    {
-        return Ok(Step::Repeated(id_of(read, sent)?));
+    if let Some(sent) = sent_before(read, txn.as_ref(), rooms.0.parts.clock.now_ms())? {
+        return Ok(Step::Repeated(sent));
     }
     if let Some(same) = unchanged(read, &room, &new)? {
         return Ok(Step::Repeated(same));
@@ -306,11 +302,9 @@ pub(super) async fn append_built(rooms: &Rooms, built: Built, txn: Option<Txn>) 
     base::unbroken(async move {
         let guard = rooms.lock(built.room).await;
         let id = built.event.id().to_owned();
-        let append = rooms.reading(move |_, read| {
-            if let Some(txn) = &txn
-                && let Some(sent) = txn::get(read, txn)?
-            {
-                return Ok(Err(id_of(read, sent)?));
+        let append = rooms.reading(move |rooms, read| {
+            if let Some(sent) = sent_before(read, txn.as_ref(), rooms.0.parts.clock.now_ms())? {
+                return Ok(Err(sent));
             }
             rejudged(read, built).map(|append| Ok(Append { txn, ..append }))
         });
@@ -394,6 +388,13 @@ enum Step {
     Built(Box<Built>, Option<Txn>),
     /// The room's policy server is to sign it first.
     Unsigned(Box<PolicyServer>, Box<Built>, Option<Txn>),
+}
+
+/// The event that the same transaction made before. None when it was removed since, as old messages are.
+fn sent_before(get: &impl Get, txn: Option<&Txn>, now_ms: u64) -> Result<Option<OwnedEventId>> {
+    let Some(txn) = txn else { return Ok(None) };
+    let Some(sent) = txn::get(get, txn, now_ms)? else { return Ok(None) };
+    room::event::row(get, sent)?.map(|_| id_of(get, sent)).transpose()
 }
 
 fn txn_of(read: &impl Get, room: RoomNum, new: &New, txn: Option<(String, String)>) -> Result<Option<Txn>> {

@@ -20,6 +20,8 @@ pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// such: in 64 transactions more go than come.
 const SWEPT_AT_ONCE: usize = 64;
 const SWEPT_AFTER_MS: u64 = 60 * 60 * 1000;
+/// No more follow when those are longer: an app chooses its ids, which only the head of a request bounds, to 8 KiB.
+const SWEPT_BYTES: usize = 32 << 10;
 
 /// This much of an id is in its key: the time, or a count, with a name before it.
 const TEXT_BYTES: usize = 32;
@@ -63,8 +65,8 @@ impl Txn {
     }
 }
 
-/// The event a transaction made earlier.
-pub fn get(get: &impl Get, txn: &Txn) -> Result<Option<EventNum>> {
+/// The event a transaction made less than a day ago, which may have been removed since.
+pub fn get(get: &impl Get, txn: &Txn, now_ms: u64) -> Result<Option<EventNum>> {
     let mut found = (&TXN_ID, txn.key(get));
     let mut value = get.get(&TXN_ID, &found.1)?;
     if value.is_none() && get.count(&TXN)? > 0 {
@@ -72,7 +74,11 @@ pub fn get(get: &impl Get, txn: &Txn) -> Result<Option<EventNum>> {
         value = get.get(&TXN, &found.1)?;
     }
     let Some(value) = value else { return Ok(None) };
-    EventNum::from_key(&value).map(Some).ok_or_else(|| Error::corrupt(found.0, &found.1))
+    let event = EventNum::from_key(&value).ok_or_else(|| Error::corrupt(found.0, &found.1))?;
+    // Where little is sent, one that expired may still be here.
+    let row = get.get(&TXN_EVENT, &event.to_key())?;
+    let expires_ms = row.and_then(|row| Unpack::new(&row).u64()).unwrap_or(0);
+    Ok((expires_ms > now_ms).then_some(event))
 }
 
 /// The transaction that made an event, for `unsigned.transaction_id` to the device that sent it.
@@ -108,21 +114,24 @@ fn unpack(row: &[u8]) -> Option<(u64, Txn)> {
 
 /// Drops some of the oldest rows when they have expired. Event numbers rise with time, so the first rows are oldest.
 fn sweep(w: &mut Write, now_ms: u64) -> Result<()> {
-    let mut expired = Vec::new();
+    let (mut expired, mut bytes) = (Vec::new(), 0);
     w.range(&TXN_EVENT, &[], None, false, &mut |key, value| {
         let (expires_ms, txn) = unpack(value).ok_or_else(|| Error::corrupt(&TXN_EVENT, key))?;
         let since = if expired.is_empty() { SWEPT_AFTER_MS } else { 0 };
-        if expires_ms.saturating_add(since) > now_ms || expired.len() == SWEPT_AT_ONCE {
+        if expires_ms.saturating_add(since) > now_ms || expired.len() == SWEPT_AT_ONCE || bytes > SWEPT_BYTES {
             return Ok(ControlFlow::Break(()));
         }
+        bytes += value.len();
         expired.push((key.to_vec(), txn));
         Ok(ControlFlow::Continue(()))
     })?;
     for (event, txn) in expired {
-        let key = txn.key(w);
-        if !w.remove(&TXN_ID, &key)? {
-            let key = txn.old_key(w);
-            w.remove(&TXN, &key)?;
+        for (table, key) in [(&TXN_ID, txn.key(w)), (&TXN, txn.old_key(w))] {
+            // The same transaction may have come again since, and made a later event.
+            if w.get(table, &key)?.is_some_and(|value| value == event) {
+                w.remove(table, &key)?;
+                break;
+            }
         }
         w.remove(&TXN_EVENT, &event)?;
     }
@@ -152,16 +161,34 @@ mod tests {
             store.write_blocking(move |w| put(w, &txn(n), event_of(n), n * MINUTE)).unwrap();
         }
         let read = store.read().unwrap();
-        let day = KEPT_MS / MINUTE;
+        let (day, now) = (KEPT_MS / MINUTE, 4_999 * MINUTE);
         for n in 5_000 - day..5_000 {
-            assert_eq!(get(&read, &txn(n)), Ok(Some(event_of(n))));
+            assert_eq!(get(&read, &txn(n), now), Ok(Some(event_of(n))));
             assert_eq!(of_event(&read, event_of(n)), Ok(Some(txn(n))));
         }
         let most = day + SWEPT_AFTER_MS / MINUTE + SWEPT_AT_ONCE as u64;
         for table in [&TXN_ID, &TXN_EVENT] {
             assert!(read.count(table).unwrap() <= most);
         }
-        assert_eq!(get(&read, &txn(100)), Ok(None));
+        assert_eq!(get(&read, &txn(100), now), Ok(None));
+    }
+
+    /// A script that numbers its messages from 1 at each start had the first ones of a later day taken for those of before, and
+    /// they were never sent, where nobody else had sent enough meanwhile.
+    #[test]
+    fn a_transaction_that_comes_again_after_a_day_is_another_one() {
+        let store = Store::in_memory();
+        store.write_blocking(|w| put(w, &txn(0), event_of(0), 0)).unwrap();
+        let read = store.read().unwrap();
+        assert_eq!(get(&read, &txn(0), KEPT_MS - 1), Ok(Some(event_of(0))));
+        assert_eq!(get(&read, &txn(0), KEPT_MS), Ok(None));
+        store.write_blocking(|w| put(w, &txn(0), event_of(1), KEPT_MS + 1)).unwrap();
+        // The row of the first is dropped, and the second is still remembered.
+        let later = KEPT_MS + 2 * SWEPT_AFTER_MS;
+        store.write_blocking(move |w| put(w, &txn(2), event_of(2), later)).unwrap();
+        let read = store.read().unwrap();
+        assert_eq!(of_event(&read, event_of(0)), Ok(None));
+        assert_eq!(get(&read, &txn(0), later), Ok(Some(event_of(1))));
     }
 
     #[test]
@@ -171,7 +198,7 @@ mod tests {
         let named = long.clone();
         store.write_blocking(move |w| put(w, &named, EventNum(7), 0)).unwrap();
         let read = store.read().unwrap();
-        assert_eq!(get(&read, &long), Ok(Some(EventNum(7))));
+        assert_eq!(get(&read, &long, 0), Ok(Some(EventNum(7))));
         let others = [
             Txn { user: UserNum(2), ..long.clone() },
             Txn { room: RoomNum(2), ..long.clone() },
@@ -179,7 +206,7 @@ mod tests {
             Txn { id: "m".repeat(199), ..long.clone() },
             Txn { what: "m.y".into(), ..long.clone() },
         ];
-        assert!(others.iter().all(|other| get(&read, other) == Ok(None)));
+        assert!(others.iter().all(|other| get(&read, other, 0) == Ok(None)));
     }
 
     /// A client sends again after the server was made a newer one, and gets the answer of before.
@@ -197,7 +224,7 @@ mod tests {
         };
         store.write_blocking(before).unwrap();
         let read = store.read().unwrap();
-        assert!((0..=200).all(|n| get(&read, &txn(n)) == Ok(Some(event_of(n)))));
+        assert!((0..=200).all(|n| get(&read, &txn(n), 200) == Ok(Some(event_of(n)))));
         for n in 201..205 {
             store.write_blocking(move |w| put(w, &txn(n), event_of(n), 2 * KEPT_MS)).unwrap();
         }
