@@ -178,7 +178,11 @@ impl Engine {
                 let held = self.shared.snapshots.lock().present.clone();
                 Ok(Read::new(txn, self.shared.hash_key, held))
             }
-            None => Err(Error::Closed),
+            // Opening it again failed while this waited.
+            None => Err(match self.status() {
+                Status::Failed(failed) => failed,
+                _ => Error::Closed,
+            }),
         }
     }
 
