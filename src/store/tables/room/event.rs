@@ -34,12 +34,7 @@ pub fn reserve_bodies(w: &mut Write, count: u32) -> Result<BodyNum> {
 
 /// The number of an event id, when the event is stored.
 pub fn num(get: &impl Get, id: &str) -> Result<Option<EventNum>> {
-    for num in event_id::candidates(get, id)? {
-        if stored_id(get, num)?.is_some_and(|stored| stored.text() == id) {
-            return Ok(Some(num));
-        }
-    }
-    Ok(None)
+    event_id::find(get, id, &|num| Ok(stored_id(get, num)?.is_some_and(|stored| stored.text() == id)))
 }
 
 /// An event's columns.

@@ -3,7 +3,8 @@
 //! Hashes fall anywhere. In one large table each new id changes a page of its own, and by the next checkpoint some hundred
 //! messages have changed some hundred pages for ten bytes each. So new ids go into a small table, whose few pages
 //! every checkpoint writes for many ids. When that is full, the ids of a part of it go over into the large table, neighbours
-//! together: with 200,000 events six or more of them share a page there. Look-ups ask both; an id is in one of them.
+//! together: with 200,000 events six or more of them share a page there. Look-ups ask both, the small one first; an id is in
+//! one of them.
 
 use std::ops::ControlFlow;
 
@@ -29,17 +30,28 @@ fn key(hash: &[u8; 16], num: EventNum) -> Key {
     key
 }
 
-/// The events whose id may be this one. Nearly always one or none: others can share these few bits of the hash, which an
-/// outsider cannot aim at.
-pub(super) fn candidates(get: &impl Get, id: &str) -> Result<Vec<EventNum>> {
+/// The event with this id, as `is_it` says of those that may have it. What is asked for is mostly recent: then no page of the
+/// large table has to be read, which is another one each time.
+pub(super) fn find(get: &impl Get, id: &str, is_it: &dyn Fn(EventNum) -> Result<bool>) -> Result<Option<EventNum>> {
     let hash = get.hash128(&[id.as_bytes()]);
-    let mut found = Vec::new();
     for table in [&EVENT_ID_RECENT, &EVENT_ID] {
-        get.prefix(table, &hash[..HASH_BYTES], &mut |key, _| {
-            found.push(EventNum::from_key(&key[HASH_BYTES..]).ok_or_else(|| Error::corrupt(table, key))?);
-            Ok(ControlFlow::Continue(()))
-        })?;
+        for num in candidates(get, table, &hash)? {
+            if is_it(num)? {
+                return Ok(Some(num));
+            }
+        }
     }
+    Ok(None)
+}
+
+/// The events in a table whose id may be the one with this hash. Nearly always one or none: others can share these few bits of
+/// it, which an outsider cannot aim at.
+fn candidates(get: &impl Get, table: &Table, hash: &[u8; 16]) -> Result<Vec<EventNum>> {
+    let mut found = Vec::new();
+    get.prefix(table, &hash[..HASH_BYTES], &mut |key, _| {
+        found.push(EventNum::from_key(&key[HASH_BYTES..]).ok_or_else(|| Error::corrupt(table, key))?);
+        Ok(ControlFlow::Continue(()))
+    })?;
     Ok(found)
 }
 
@@ -118,11 +130,17 @@ mod tests {
         }
     }
 
+    /// What both tables have for an id.
+    fn found(get: &impl Get, id: &str) -> Result<Vec<EventNum>> {
+        let hash = get.hash128(&[id.as_bytes()]);
+        Ok([candidates(get, &EVENT_ID_RECENT, &hash)?, candidates(get, &EVENT_ID, &hash)?].concat())
+    }
+
     /// Rows of the small table and of the large one; each number leads to exactly one.
     fn rows(store: &Store, nums: std::ops::Range<u32>) -> [u64; 2] {
         let read = store.read().unwrap();
         for n in nums {
-            assert_eq!(candidates(&read, &id(n)), Ok(vec![EventNum(n)]));
+            assert_eq!(found(&read, &id(n)), Ok(vec![EventNum(n)]));
         }
         [&EVENT_ID_RECENT, &EVENT_ID].map(|table| read.count(table).unwrap())
     }
@@ -145,7 +163,7 @@ mod tests {
         let read = store.read().unwrap();
         for n in 1..many {
             let expected = if n % 2 == 1 { vec![] } else { vec![EventNum(n)] };
-            assert_eq!(candidates(&read, &id(n)), Ok(expected));
+            assert_eq!(found(&read, &id(n)), Ok(expected));
         }
         assert!(rows(&store, 0..0).iter().sum::<u64>() == u64::from(many) / 2 - u64::from(many % 2 == 0));
     }
