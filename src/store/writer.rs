@@ -449,6 +449,8 @@ impl Writer {
         }
         if let Some(old) = place.take() {
             shut(old.db);
+            // Nor may what is left of it, after an error, write to the file.
+            *old.retired.write() = true;
         }
         let open = opening::open(&*shared.medium, &shared.how)
             .inspect_err(|failed| *shared.lock_status() = Status::Failed(failed.clone()))?;
