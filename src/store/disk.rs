@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,7 +58,7 @@ pub trait Medium: Send + Sync + 'static {
     /// Bytes a file could still grow by.
     fn free_bytes(&self) -> io::Result<u64>;
 
-    /// Bytes of the database's file.
+    /// Bytes that the database's file takes.
     fn file_bytes(&self) -> io::Result<u64> {
         Ok(0)
     }
@@ -155,7 +155,13 @@ impl Medium for FileMedium {
     }
 
     fn file_bytes(&self) -> io::Result<u64> {
-        Ok(std::fs::metadata(&self.path)?.len())
+        // redb makes the file twice as long when it needs a page more, and what was never written takes no room. Some file
+        // systems do not tell blocks.
+        let found = std::fs::metadata(&self.path)?;
+        Ok(match found.blocks() * 512 {
+            0 => found.len(),
+            bytes => found.len().min(bytes),
+        })
     }
 
     fn total_bytes(&self) -> io::Result<u64> {

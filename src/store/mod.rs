@@ -221,7 +221,7 @@ impl Store {
         self.0.free_bytes()
     }
 
-    /// Bytes of the database's file.
+    /// Bytes that the database's file takes: a part at its end that was never written is not among them.
     pub fn file_bytes(&self) -> u64 {
         self.0.file_bytes()
     }
