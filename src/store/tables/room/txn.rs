@@ -20,6 +20,9 @@ pub const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// such: in 64 transactions more go than come.
 const SWEPT_AT_ONCE: usize = 64;
 const SWEPT_AFTER_MS: u64 = 60 * 60 * 1000;
+/// Nothing expires later than this from now: such a row is of a clock that was wrong, and would keep all behind it. A clock that is
+/// behind goes on from the time written down at most an hour before.
+const AHEAD_MS: u64 = KEPT_MS + 2 * 60 * 60 * 1000;
 /// No more follow when those are longer: an app chooses its ids, which only the head of a request bounds, to 8 KiB.
 const SWEPT_BYTES: usize = 32 << 10;
 
@@ -118,7 +121,8 @@ fn sweep(w: &mut Write, now_ms: u64) -> Result<()> {
     w.range(&TXN_EVENT, &[], None, false, &mut |key, value| {
         let (expires_ms, txn) = unpack(value).ok_or_else(|| Error::corrupt(&TXN_EVENT, key))?;
         let since = if expired.is_empty() { SWEPT_AFTER_MS } else { 0 };
-        if expires_ms.saturating_add(since) > now_ms || expired.len() == SWEPT_AT_ONCE || bytes > SWEPT_BYTES {
+        let is_kept = expires_ms.saturating_add(since) > now_ms && expires_ms <= now_ms.saturating_add(AHEAD_MS);
+        if is_kept || expired.len() == SWEPT_AT_ONCE || bytes > SWEPT_BYTES {
             return Ok(ControlFlow::Break(()));
         }
         bytes += value.len();
@@ -189,6 +193,17 @@ mod tests {
         let read = store.read().unwrap();
         assert_eq!(of_event(&read, event_of(0)), Ok(None));
         assert_eq!(get(&read, &txn(0), later), Ok(Some(event_of(1))));
+    }
+
+    /// One message of a clock that was a year ahead had the transactions of a year kept.
+    #[test]
+    fn a_clock_that_was_ahead_keeps_no_transactions() {
+        let store = Store::in_memory();
+        store.write_blocking(|w| put(w, &txn(0), event_of(0), 366 * KEPT_MS)).unwrap();
+        store.write_blocking(|w| put(w, &txn(1), event_of(1), KEPT_MS)).unwrap();
+        let read = store.read().unwrap();
+        assert_eq!((of_event(&read, event_of(0)), read.count(&TXN_ID)), (Ok(None), Ok(1)));
+        assert_eq!(get(&read, &txn(1), KEPT_MS), Ok(Some(event_of(1))));
     }
 
     #[test]
