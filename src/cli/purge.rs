@@ -47,6 +47,11 @@ pub fn purge(overrides: &Overrides, command: Option<PurgeCommand>) -> Result<(),
                 count => begun(local, &format!("{count} rooms are being removed.")),
             })
         }
+        // A stopped server has nobody who would go on with it, and the command waits for its end.
+        Some(PurgeCommand::History { .. }) if local.is_stopped() => {
+            Err("the server is not running, and old messages are removed in steps while it runs: start it first"
+                .to_owned())
+        }
         Some(PurgeCommand::History { room, days }) => {
             let asked = json!({ "days": days, "room_id": room });
             let done = local.post_long("/purge/history", asked)?;
@@ -64,7 +69,7 @@ pub fn purge(overrides: &Overrides, command: Option<PurgeCommand>) -> Result<(),
             let done = local.post_long("/purge/devices", json!({ "unused_days": unused_days }))?;
             Ok(format!("{} devices were removed.\n", done["count"].as_u64().unwrap_or(0)))
         }
-        // A stopped server has nobody who would begin with it.
+        // The same.
         Some(PurgeCommand::Space) if local.is_stopped() => {
             Err("the server is not running: `snug compact` gives the space back then".to_owned())
         }
