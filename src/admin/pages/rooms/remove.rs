@@ -8,7 +8,7 @@ use ruma::OwnedRoomId;
 use super::{grouped, many, path};
 use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Removal, Visit};
 use crate::admin::{Admin, error::Error, purge};
-use crate::base::{bounded, date, detached, unbroken};
+use crate::base::{bounded, date, detached};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
 use crate::room::{BriefRoom, LeftRooms, Purging};
