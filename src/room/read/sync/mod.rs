@@ -168,7 +168,7 @@ impl SyncView {
                 self.rules.get_or_init(|| rules).as_ref()
             }
         };
-        Ok(hides(&self.rooms, &*self.read, rules, self.reader.user, room.num, &room.mine)?)
+        Ok(hides(&self.rooms, &self.read, rules, self.reader.user, room.num, &room.mine)?)
     }
 
     /// Opens a room; its events get the shape that the filter asks for.
