@@ -1,4 +1,4 @@
-//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--events N] [--children N] [--updates N] [--profile NAME] [--binary FILE] [--only PART]`.
+//! What an app's first hour costs: `cargo bench --bench apps -- [--budget BUDGET] [--rooms N] [--keys N] [--events N] [--children N] [--updates N] [--profile NAME] [--users N] [--listed N] [--binary FILE] [--only PART]`.
 //!
 //! Parts: `screens` (first screen and incremental sync by sliding sync, beside `/sync` version 3), `devices` (three devices
 //! sync for the first time by both at once), `backup` (a backup of many keys, uploaded and fetched), `push` (from a message to the
@@ -6,7 +6,8 @@
 //! server, asked for by ten people at once, then by one from the disk), `pictures` (thumbnails of a
 //! camera's picture, of a bomb), `search` (many messages, with the index of words and without it; the time of a search; the size
 //! of the index), `hierarchy` (a space of N rooms, page by page), `presence` (what another server tells of N people in a room
-//! that is shared: processor time for each, and memory; `--profile NAME` names the room). Processor time is the server's own;
+//! that is shared: processor time for each, and memory; `--profile NAME` names the room), `admin` (the administration API's lists
+//! of N accounts and N rooms, page by page, and the members of a room that is shared). Processor time is the server's own;
 //! the yardstick of the same run is the answer of `/versions`, which reads nothing.
 
 #[path = "../tests/lab/mod.rs"]
@@ -50,11 +51,11 @@ fn main() -> io::Result<()> {
     let profile = snug::budget::Profile::named(&budget).map_err(|error| io::Error::other(error.to_string()))?;
     let only = words.after("--only");
     let wants = |part: &str| only.as_deref().is_none_or(|only| only == part);
-    let room = match wants("presence") {
+    let room = match wants("presence") || wants("admin") {
         true => words.after("--profile").unwrap_or_else(|| "s".into()),
         false => "xs".to_owned(),
     };
-    let elsewhere = (wants("media") || wants("presence")).then(|| elsewhere(&room)).transpose()?;
+    let elsewhere = (wants("media") || wants("presence") || wants("admin")).then(|| elsewhere(&room)).transpose()?;
     let setup = Setup {
         binary: words.after("--binary").map_or_else(|| env!("CARGO_BIN_EXE_snug").into(), Into::into),
         budget,
@@ -103,6 +104,10 @@ fn main() -> io::Result<()> {
     }
     if let Some((resident, room)) = elsewhere.as_ref().filter(|_| wants("presence")) {
         presence(&mut snug, &owner, resident, room, words.number("--updates", 40_000))?;
+    }
+    if let Some((_, room)) = elsewhere.as_ref().filter(|_| wants("admin")) {
+        let (users, listed) = (words.number("--users", 1_000), words.number("--listed", 5_000));
+        admin(&snug, &setup, (&mut owner, &mut other), room, users, listed)?;
     }
     let usage = snug.usage();
     println!(
@@ -671,4 +676,52 @@ fn search(snug: &mut Snug, owner: &Person, other: &Person, events: u64) -> io::R
     store.close_blocking();
     drop(store);
     snug.run()
+}
+
+/// The administration API's lists, a hundred rows a page: the first and the last page, all of them, two at once; and the members of a
+/// room with many people of other servers.
+fn admin(
+    snug: &Snug,
+    setup: &Setup,
+    (owner, other): (&mut Person, &mut Person),
+    room: &str,
+    users: u64,
+    listed: u64,
+) -> io::Result<()> {
+    let joined = owner.join(room, RESIDENT)?;
+    if joined.status != 200 {
+        return Err(io::Error::other(format!("the join ended with {}", joined.status)));
+    }
+    let mut made = std::process::Command::new(&setup.binary);
+    made.args(["user", "admin", &owner.user_id, "--config"]).arg(snug.folder.join("snug.toml"));
+    if !made.output()?.status.success() {
+        return Err(io::Error::other("no administrator could be made"));
+    }
+    for number in 0..users {
+        let path = format!("/_synapse/admin/v2/users/@user{number:06}:{NAME}");
+        owner.call("PUT", &path, Some(&json!({ "displayname": format!("User {number}") })))?;
+    }
+    more_rooms(owner, other, &mut Vec::new(), listed)?;
+    for (list, total) in [("v2/users", "total"), ("v1/rooms", "total_rooms")] {
+        let path = format!("/_synapse/admin/{list}?limit=100");
+        let count = owner.call("GET", &path, None)?[total].as_u64().unwrap_or_default();
+        let first = each(snug, 20, || owner.call("GET", &path, None).map(drop))?;
+        let last =
+            each(snug, 5, || owner.call("GET", &format!("{path}&from={}", count.saturating_sub(100)), None).map(drop))?;
+        let (mut again, path_again) = (owner.again(snug), path.clone());
+        let beside = thread::spawn(move || (0..20).try_for_each(|_| again.call("GET", &path_again, None).map(drop)));
+        (0..20).try_for_each(|_| owner.call("GET", &path, None).map(drop))?;
+        beside.join().map_err(|_| io::Error::other("a list beside another failed"))??;
+        println!(
+            "{list}: {count} rows; the first page {:.1} ms CPU, {:.0} ms; the last {:.1} ms CPU, {:.0} ms",
+            first.0, first.1, last.0, last.1
+        );
+    }
+    let path = format!("/_synapse/admin/v1/rooms/{}/members", percent_encode(room));
+    let (_, bytes) = owner.stream(&path, &mut |_| {})?;
+    let said = snug.budget()?;
+    let table = said["table"].as_str().unwrap_or_default();
+    let held = table.lines().find(|line| line.trim_start().starts_with("admin")).unwrap_or_default();
+    println!("members of the shared room: {} KiB; the account: {held}", bytes >> 10);
+    Ok(())
 }
