@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -732,7 +732,9 @@ struct Chatted {
 
 impl Chat {
     fn start(snug: &Snug) -> io::Result<Chat> {
-        let (mut bob, mut carol) = (snug.register("bob")?, snug.register("carol")?);
+        static CHATS: AtomicUsize = AtomicUsize::new(0);
+        let nth = CHATS.fetch_add(1, Relaxed);
+        let (mut bob, mut carol) = (snug.register(&format!("bob{nth}"))?, snug.register(&format!("carol{nth}"))?);
         let room = bob.create_room()?;
         carol.join(&room, drive::NAME)?.good("join")?;
         let since = carol.sync(None, 0)?["next_batch"].as_str().unwrap_or_default().to_owned();
