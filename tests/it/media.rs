@@ -354,10 +354,9 @@ async fn many_who_ask_for_one_file_cost_one_transfer() {
         assert_eq!((one.status, one.bytes.len(), one.bytes == whole), (200, whole.len(), true));
     }
     assert_eq!((first.status, &first.bytes[..]), (206, &whole[10..20]));
-    assert_eq!(
-        first.headers["content-range"], "bytes 10-19/*",
-        "its length was not known when its beginning was there"
-    );
+    // Its length is not known when its beginning is there, unless this machine was busy until all of it was.
+    let range = first.headers["content-range"].to_str().unwrap();
+    assert!(["bytes 10-19/*".to_owned(), format!("bytes 10-19/{BYTES}")].iter().any(|it| it == range), "{range}");
     assert_eq!((last.status, &last.bytes[..]), (206, &whole[whole.len() - 10..]));
     assert_eq!(last.headers["content-range"], format!("bytes {}-{}/{BYTES}", BYTES - 10, BYTES - 1));
     assert_eq!(visit.asked(), 1);
