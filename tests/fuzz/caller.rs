@@ -393,8 +393,10 @@ fn judge(endpoint: &Endpoint, built: &Built, answer: &Answer) -> Option<String> 
         let mut headers = answer.headers.iter();
         headers.any(|(name, value)| name.eq_ignore_ascii_case("content-type") && value.starts_with(wanted))
     };
-    let is_of_pages =
-        endpoint.path == "/" || endpoint.path.contains("_snug") || endpoint.path.ends_with("/fallback/web");
+    let is_of_pages = endpoint.path == "/"
+        || endpoint.path.contains("_snug")
+        || endpoint.path.contains("/static/")
+        || endpoint.path.ends_with("/fallback/web");
     // An odd path may lead to the front page.
     if is_of_pages && !is("application/json") || !built.honest && is("text/html") {
         return None;
