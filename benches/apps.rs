@@ -699,7 +699,10 @@ fn admin(
     }
     for number in 0..users {
         let path = format!("/_synapse/admin/v2/users/@user{number:06}:{NAME}");
-        owner.call("PUT", &path, Some(&json!({ "displayname": format!("User {number}") })))?;
+        let made = owner.ask("PUT", &path, Some(&json!({ "displayname": format!("User {number}") })))?;
+        if made.status != 201 {
+            return Err(io::Error::other(format!("{path}: status {}", made.status)));
+        }
     }
     more_rooms(owner, other, &mut Vec::new(), listed)?;
     for (list, total) in [("v2/users", "total"), ("v1/rooms", "total_rooms")] {

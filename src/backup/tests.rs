@@ -294,17 +294,20 @@ async fn no_damaged_file_is_believed() {
     house.make(house.order("all.tar.zst")).await.unwrap();
     let path = house.target("all.tar.zst");
     let text = fs::read(&path).unwrap();
-    let whole = read(&source(&path)).unwrap();
+    let (whole, mut without_meaning) = (read(&source(&path)).unwrap(), 0);
     for at in (0..text.len()).step_by(1 + text.len() / 150) {
         let mut flipped = text.clone();
         flipped[at] ^= 1 << (at % 8);
         fs::write(&path, &flipped).unwrap();
         // Some bits of the packing say nothing, such as those that fill up the last byte of a stream.
-        let read_flipped = read(&source(&path));
-        assert!(read_flipped.is_err() || read_flipped.is_ok_and(|kept| kept == whole), "{at} of {}", text.len());
+        if let Ok(kept) = read(&source(&path)) {
+            assert!(kept == whole, "{at} of {}", text.len());
+            without_meaning += 1;
+        }
         fs::write(&path, &text[..at]).unwrap();
         assert!(read(&source(&path)).is_err(), "{at} of {}", text.len());
     }
+    assert!(without_meaning <= 2, "{without_meaning} of some 150 bits");
 }
 
 /// Backups that were made to harm: each is refused, with little memory and nothing written.
@@ -501,7 +504,6 @@ async fn the_schedule_makes_one_a_day_and_tells_of_failures() {
     assert!(told.len() == 1 && told[0].contains("failed") && told[0].contains("The last one is of 20"), "{told:?}");
 }
 
-/// A copy that somebody takes along is none of those that are kept by the schedule.
 /// The stick was pulled out: its mount point is an empty folder on the server's own disk, or is not there.
 #[tokio::test]
 async fn a_target_whose_own_disk_is_gone_is_refused() {
@@ -525,6 +527,7 @@ async fn a_target_whose_own_disk_is_gone_is_refused() {
     house.make(house.order("elsewhere")).await.unwrap();
 }
 
+/// A copy that somebody takes along is none of those that are kept by the schedule.
 #[tokio::test]
 async fn one_by_hand_is_none_of_the_schedule() {
     let mut house = House::new("hand");

@@ -17,10 +17,9 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tracing::Instrument;
 
 use super::{Error, Media};
-use crate::base::{KeyedLock, blocking, unbroken};
+use crate::base::{KeyedLock, blocking, detached, unbroken};
 use crate::budget::Budget;
 use crate::remote::scanner::{SCAN_BYTES, ScanFailed, Scanned, Scanner};
 use crate::store::WriteError;
@@ -180,7 +179,7 @@ impl Media {
                 tracing::debug!("an upload was not called clean: {failed}");
             }
         };
-        tokio::spawn(scan.in_current_span());
+        detached(scan);
     }
 
     async fn is_clean(&self, hash: &str) -> Result<bool, Error> {

@@ -1,6 +1,5 @@
 //! Application services: what they may ask, what is kept for them, and what they are told, over kills of either side.
 
-use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,11 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 
-use crate::server::{Reply, TestServer, TestUser};
+use crate::server::{Reply, TestServer, TestUser, answer_each};
 
 /// What was asked of the service: method, target, token, body.
 pub type Asked = (String, String, Option<String>, Value);
@@ -41,15 +38,9 @@ impl Service {
             is_old: Arc::default(),
         };
         let this = service.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let this = this.clone();
-                let answer = service_fn(move |request: hyper::Request<Incoming>| {
-                    let this = this.clone();
-                    async move { Ok::<_, Infallible>(this.answer(request).await) }
-                });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-            }
+        answer_each(listener, move |request| {
+            let this = this.clone();
+            async move { this.answer(request).await }
         });
         service
     }

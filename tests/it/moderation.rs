@@ -1,6 +1,5 @@
 //! Accounts that are locked or suspended, and what administrators see of others.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -8,12 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use snug::base::{Clock, Random};
 
-use crate::server::{TestServer, TestUser};
+use crate::server::{TestServer, TestUser, answer_each};
 
 const LOCK: &str = "/_matrix/client/v1/admin/lock/";
 const SUSPEND: &str = "/_matrix/client/v1/admin/suspend/";
@@ -189,15 +187,9 @@ impl Bot {
         let listener = tokio::net::TcpListener::bind(address).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let this = self.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let this = this.clone();
-                let answer = service_fn(move |request: hyper::Request<Incoming>| {
-                    let this = this.clone();
-                    async move { Ok::<_, Infallible>(this.answer(request).await) }
-                });
-                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer));
-            }
+        answer_each(listener, move |request| {
+            let this = this.clone();
+            async move { this.answer(request).await }
         });
         url
     }

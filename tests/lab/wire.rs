@@ -234,7 +234,7 @@ impl Answer {
 
     /// The JSON of a good answer, or what went wrong in words.
     pub fn good(self, what: &str) -> io::Result<Value> {
-        if matches!(self.status, 200 | 201) {
+        if self.status == 200 {
             return Ok(self.json());
         }
         let text: String = String::from_utf8_lossy(&self.body).chars().take(300).collect();

@@ -12,10 +12,8 @@ import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 
-from lab import Person, check, main, q, say, wait_for
+from lab import Person, answer, check, main, q, say, wait_for
 
 SNUG = """
 registration_shared_secret = "lab"
@@ -83,28 +81,6 @@ class Side:
         return re.sub(r"<(\w+)>", lambda match: q(self.names[match.group(1)]), path)
 
 
-def ask(base, method, path, token, body=None, raw=None, kind="application/json"):
-    """Status and JSON of an answer."""
-    data = raw if raw is not None else (json.dumps(body).encode() if body is not None else None)
-    headers = {"Authorization": "Bearer " + token} if token else {}
-    if data is not None:
-        headers["Content-Type"] = kind
-    request = urllib.request.Request(base + path, data=data, method=method, headers=headers)
-    for _ in range(60):
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                status, text = answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            status, text = error.code, error.read()
-        if status != 429:
-            break
-        time.sleep(0.5)
-    try:
-        return status, json.loads(text)
-    except ValueError:
-        return status, {"not_json": text[:300].decode("utf-8", "replace")}
-
-
 # An error that says that a request is not as it should be: which of these words it is differs from call to call in Synapse.
 BAD_REQUEST = {"M_UNKNOWN", "M_BAD_JSON", "M_NOT_JSON", "M_MISSING_PARAM", "M_INVALID_PARAM", "M_INVALID_USERNAME", "M_TOO_LARGE"}
 
@@ -160,7 +136,7 @@ class Both:
             where, what = side.path(path), side.fill(body)
             end = time.time() + 60
             while True:
-                status, value = ask(side.base, method, where, token, what)
+                status, value = answer(method, side.base + where, token, what)
                 if until is None or until(value) or time.time() > end:
                     break
                 time.sleep(0.2)
@@ -232,7 +208,7 @@ def make_accounts(side, secret):
 
 def log_in(side, name):
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": name}, "password": "correct horse"}
-    status, got = ask(side.base, "POST", "/_matrix/client/v3/login", None, body)
+    status, got = answer("POST", side.base + "/_matrix/client/v3/login", None, body)
     assert status == 200, got
     side.names[name], side.names[name + "_token"], side.names[name + "_device"] = got["user_id"], got["access_token"], got["device_id"]
     return Person(side.base, got["user_id"], got["access_token"], got["device_id"])
@@ -240,7 +216,7 @@ def log_in(side, name):
 
 def upload(side, name, data, kind="image/png", title="a.png"):
     token = side.names[name + "_token"]
-    status, got = ask(side.base, "POST", "/_matrix/media/v3/upload?filename=" + title, token, raw=data, kind=kind)
+    status, got = answer("POST", side.base + "/_matrix/media/v3/upload?filename=" + title, token, raw=data, kind=kind)
     assert status == 200, got
     return got["content_uri"].rsplit("/", 1)[1]
 
@@ -271,7 +247,7 @@ def furnish(side):
     side.names["space"] = alice.create_room(preset="public_chat", name="House", creation_content={"type": "m.space"})
     alice.put_state(side.names["space"], "m.space.child", {"via": [side.names["server"]]}, room)
     # The accounts and rooms that notices come with.
-    status, told = ask(side.base, "POST", A + "/send_server_notice", side.names["root_token"], {"user_id": root.user_id, "content": {"msgtype": "m.text", "body": "Hello"}})
+    status, told = answer("POST", side.base + A + "/send_server_notice", side.names["root_token"], {"user_id": root.user_id, "content": {"msgtype": "m.text", "body": "Hello"}})
     assert status == 200, told
     bob.call("POST", "/rooms/%s/report/%s" % (q(room), q(side.names["event"])), {"reason": "rude", "score": -100})
     bob.call("POST", "/users/%s/report" % q(alice.user_id), {"reason": "rude"})
@@ -642,7 +618,7 @@ def synadm(side, folder):
     run("user", "modify", "<frank>", "-u")
     run("user", "password", "<frank>", "-p", "another long secret")
     body = {"type": "m.login.password", "identifier": {"type": "m.id.user", "user": "frank"}, "password": "another long secret"}
-    status, got = ask(side.base, "POST", "/_matrix/client/v3/login", None, body)
+    status, got = answer("POST", side.base + "/_matrix/client/v3/login", None, body)
     check(status == 200, "the password is the one that synadm set")
     frank = Person(side.base, got["user_id"], got["access_token"], got["device_id"])
     listed = run("user", "list")

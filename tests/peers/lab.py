@@ -42,26 +42,31 @@ def q(text):
     return quote(text, safe="")
 
 
-def http(method, url, token=None, body=None, raw=None, timeout=60, ok=(200,)):
-    """One JSON request; raises with status and body when the status is not among `ok`."""
+def answer(method, url, token=None, body=None, raw=None, timeout=60, kind="application/json"):
+    """Status and JSON of the answer to one request, which is sent again while its rate is limited."""
     data = raw if raw is not None else (json.dumps(body).encode() if body is not None else None)
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": kind}
     if token:
         headers["Authorization"] = "Bearer " + token
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
-    for _ in range(40):
+    for _ in range(60):
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as answer:
-                status, text = answer.status, answer.read()
+            with urllib.request.urlopen(request, timeout=timeout) as answered:
+                status, text = answered.status, answered.read()
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read()
         if status != 429:
             break
         time.sleep(0.5)
     try:
-        value = json.loads(text) if text else {}
+        return status, json.loads(text) if text else {}
     except ValueError:
-        value = {"not_json": text[:300].decode("utf-8", "replace")}
+        return status, {"not_json": text[:300].decode("utf-8", "replace")}
+
+
+def http(method, url, token=None, body=None, raw=None, timeout=60, ok=(200,)):
+    """One JSON request; raises with status and body when the status is not among `ok`."""
+    status, value = answer(method, url, token, body, raw, timeout)
     if status not in ok:
         raise AssertionError("%s %s answered %s %s" % (method, url, status, json.dumps(value)[:600]))
     return value
