@@ -267,7 +267,8 @@ fn make_room(w: &mut Write<'_>, newest: &Newest, connection: &SlidingConnection)
     // One that has nothing to note is in use all the same.
     let used_ms =
         |conn: Position, noted_ms: u64| newest.get(conn).map_or(noted_ms, |(_, used_ms)| used_ms.max(noted_ms));
-    others.sort_by_key(|(conn, row)| (row.conn_id == *conn_id, Reverse(used_ms(*conn, row.used_ms))));
+    // Of those last used in the same millisecond the one that began first counts as the older.
+    others.sort_by_key(|(conn, row)| (row.conn_id == *conn_id, Reverse((used_ms(*conn, row.used_ms), *conn))));
     for (place, (conn, row)) in others.iter().enumerate() {
         if row.conn_id == *conn_id || place + 1 >= CONNECTIONS_MAX {
             sliding::remove_connection(w, *user, device_id, *conn)?;
@@ -342,6 +343,22 @@ mod tests {
         let device = vec![anna.device_id.clone()];
         town.users.remove_devices(anna.user_num, &anna.user_id, device).await.unwrap();
         rows_come_to(&town, 0).await;
+    }
+
+    /// A fast machine begins several within a millisecond.
+    #[tokio::test]
+    async fn of_connections_used_at_the_same_time_the_first_one_ends() {
+        let town = town();
+        let anna = town.person("anna").await;
+        let mut begun = Vec::new();
+        for name in 0..=CONNECTIONS_MAX {
+            let new = town.users.sliding_connection(&anna, &name.to_string(), None).unwrap().unwrap();
+            begun.push(note(&town, &new, 1).await.unwrap());
+        }
+        let lives =
+            |name: usize| town.users.sliding_connection(&anna, &name.to_string(), Some(begun[name])).unwrap().is_some();
+        let alive: Vec<_> = (0..begun.len()).filter(|&name| lives(name)).collect();
+        assert_eq!(alive, (1..begun.len()).collect::<Vec<_>>());
     }
 
     #[tokio::test]
