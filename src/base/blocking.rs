@@ -12,6 +12,7 @@ use tracing::{Instrument, Span};
 
 use super::clock::Deadline;
 use super::panics::{Panicked, caught, caught_in};
+use super::quiet::WORK;
 
 /// Runs `work` on the runtime's blocking pool, whose size the profile sets. A panic in it goes on in the caller.
 /// Lines of the log that come from it name what the caller is about.
@@ -25,6 +26,7 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
 /// Runs `work`, which does not panic, on the runtime's blocking pool. Boxed, since the runtime has some twenty functions for
 /// each type of work, which would be compiled, and held in memory, for each caller.
 pub(super) fn on_blocking_thread(work: Box<dyn FnOnce() + Send>) -> JoinHandle<()> {
+    WORK.begins();
     tokio::task::spawn_blocking(work)
 }
 

@@ -5,7 +5,7 @@
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
+//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `quiet.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
 //! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `hex.rs`, `small_file.rs`, `private.rs`.
 
 #[cfg(test)]
@@ -22,6 +22,7 @@ mod live;
 mod pace;
 mod panics;
 pub mod private;
+mod quiet;
 mod random;
 mod ranked;
 mod recent;
@@ -40,6 +41,7 @@ pub use lane::Lane;
 pub use live::Live;
 pub use pace::BatchSize;
 pub use panics::{Panicked, caught, caught_in, log_panics, unwind};
+pub use quiet::WORK;
 pub use random::Random;
 pub use ranked::{Place, Ranked, ranked, rows_ranked};
 pub use recent::Recent;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicIsize, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::heap::Heap;
-use crate::base::{Clock, Worker};
+use crate::base::{Clock, WORK, Worker};
 
 const BATCH_BYTES: isize = 4096;
 
@@ -152,17 +152,22 @@ fn note([now, high]: &[AtomicU64; 2], bytes: u64) {
     high.fetch_max(bytes, Ordering::Relaxed);
 }
 
-/// The time between two samples of the process, and while its text grows.
+/// The time between two samples of the process, while its text grows, and at most while nothing is at work.
 const SAMPLE_EVERY: Duration = Duration::from_millis(80);
 const SAMPLE_GROWING_EVERY: Duration = Duration::from_millis(35);
+const SAMPLE_QUIET_EVERY: Duration = Duration::from_secs(5);
+/// So many samples without work and without growth: nothing is at work. A second's.
+const QUIET_SAMPLES: u32 = 12;
 /// Text grows when more than this of it came in since the sample before.
 const GROWTH_BYTES: u64 = 512 << 10;
 
 /// Growth of text allowed for between two samples; text goes back when no more than this is left of its share. Most that
 /// was seen with everything at once: 6 MiB.
 const TEXT_BETWEEN_BYTES: u64 = 27 << 18;
-/// A sample counts when less than this was allocated or freed during it.
+/// A sample counts when less than this was allocated or freed during it, and when it took less than this long: on a busy
+/// machine much may come and go while it waits for its turn.
 const STEADY_BYTES: u64 = 128 << 10;
+const STEADY: Duration = Duration::from_millis(2);
 
 /// Measures the memory that no account pays for, and gives text back before more of it is resident than `text_bytes`:
 /// text that does not run again stays out, and the rest comes back from the kernel's cache. Never ends.
@@ -170,14 +175,16 @@ const STEADY_BYTES: u64 = 128 << 10;
 pub async fn keep_text_within(worker: &Worker, clock: Clock, text_bytes: u64) {
     let program = program_text();
     let mut last = 0;
+    let mut quiet = 0;
     loop {
         let mut pause = SAMPLE_EVERY;
         // Bytes allocated or freed during the sample would count as slack, or would hide it.
-        let before = live_bytes();
+        let (began, before) = (clock.instant(), live_bytes());
         if let Some((file, anonymous)) = sample() {
             note(&TEXT, file);
             note(&ANONYMOUS, anonymous);
-            if before.abs_diff(live_bytes()) < STEADY_BYTES {
+            let is_steady = before.abs_diff(live_bytes()) < STEADY_BYTES;
+            if is_steady && clock.instant().saturating_sub(began) < STEADY {
                 note(&BESIDE, anonymous.saturating_sub(before));
             }
             if file + TEXT_BETWEEN_BYTES > text_bytes {
@@ -187,10 +194,18 @@ pub async fn keep_text_within(worker: &Worker, clock: Clock, text_bytes: u64) {
             } else if file > last + GROWTH_BYTES {
                 pause = SAMPLE_GROWING_EVERY;
             }
+            quiet = if WORK.has_begun() || pause < SAMPLE_EVERY { 0 } else { quiet + 1 };
             last = file;
         }
-        worker.idle_for(pause);
-        clock.sleep(pause).await;
+        if quiet < QUIET_SAMPLES {
+            worker.idle_for(pause);
+            clock.sleep(pause).await;
+        } else {
+            // A little may come in meanwhile that is no work of the blocking pool, such as the beginning of connections:
+            // far less than the growth that is allowed for.
+            worker.idle_for(SAMPLE_QUIET_EVERY);
+            clock.timeout(SAMPLE_QUIET_EVERY, WORK.until_it_begins()).await;
+        }
     }
 }
 

@@ -239,7 +239,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "log",
         r#""info""#,
-        "What is logged: error, warn, info, debug or trace, also for a part alone: \"info,snug::remote=debug\".",
+        "What is logged: error, warn, info or debug, also for a part alone: \"info,snug::remote=debug\".",
         |config, given| {
             let text = given.text()?;
             // Otherwise an unknown level would be read as the name of a part, and all other parts would log nothing.

@@ -12,7 +12,7 @@ use std::sync::{Arc, OnceLock};
 
 use tracing::Instrument;
 
-type Handler = Box<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
+type Handler = Arc<dyn Fn(Request) -> Pin<Box<dyn Future<Output = Response> + Send>> + Send + Sync>;
 
 /// Every path this server answers.
 #[derive(Default)]
@@ -141,6 +141,20 @@ impl Router {
         Found::Route(route, found.params.iter().map(|(_, value)| value.to_owned()).collect())
     }
 
+    fn insert_under(&mut self, prefixes: &[&str], method: Method, rest: &str, handler: Handler) {
+        for prefix in prefixes {
+            self.insert_both(method.clone(), &format!("{prefix}{rest}"), handler.clone());
+        }
+    }
+
+    /// Inserts a template, and also without the `/` at its end.
+    fn insert_both(&mut self, method: Method, template: &str, handler: Handler) {
+        if let Some(bare) = template.strip_suffix('/').filter(|bare| !bare.is_empty()) {
+            self.insert(method.clone(), bare, handler.clone());
+        }
+        self.insert(method, template, handler);
+    }
+
     fn insert(&mut self, method: Method, template: &str, handler: Handler) {
         let (normal, params) = normalise(template);
         let at = match self.index.get(&normal) {
@@ -177,20 +191,17 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     /// Handlers are `async fn(Arc<S>, Request) -> Result<Response, E>`, where the surface's `E` becomes an [`ErrorResponse`].
     pub fn add<F, Fut, E>(&mut self, method: Method, template: &str, handler: F) -> &mut Self
     where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
         E: Into<ErrorResponse> + 'static,
     {
-        if let Some(bare) = template.strip_suffix('/').filter(|bare| !bare.is_empty()) {
-            self.router.insert(method.clone(), bare, boxed(self.surface.clone(), handler.clone()));
-        }
-        self.router.insert(method, template, boxed(self.surface.clone(), handler));
+        self.router.insert_both(method, template, boxed(self.surface.clone(), handler));
         self
     }
 
     pub fn get<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
     where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
         E: Into<ErrorResponse> + 'static,
     {
@@ -199,7 +210,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
 
     pub fn put<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
     where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
         E: Into<ErrorResponse> + 'static,
     {
@@ -208,7 +219,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
 
     pub fn post<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
     where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
         E: Into<ErrorResponse> + 'static,
     {
@@ -217,7 +228,7 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
 
     pub fn delete<F, Fut, E>(&mut self, template: &str, handler: F) -> &mut Self
     where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
         E: Into<ErrorResponse> + 'static,
     {
@@ -227,13 +238,11 @@ impl<S: Send + Sync + 'static> Routes<'_, S> {
     /// Registers one handler under each of several prefixes; `rest` begins with a slash.
     pub fn under<F, Fut, E>(&mut self, prefixes: &[&str], method: Method, rest: &str, handler: F) -> &mut Self
     where
-        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Arc<S>, Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, E>> + Send + 'static,
         E: Into<ErrorResponse> + 'static,
     {
-        for prefix in prefixes {
-            self.add(method.clone(), &format!("{prefix}{rest}"), handler.clone());
-        }
+        self.router.insert_under(prefixes, method, rest, boxed(self.surface.clone(), handler));
         self
     }
 }
@@ -252,7 +261,7 @@ where
     Fut: Future<Output = Result<Response, E>> + Send + 'static,
     E: Into<ErrorResponse> + 'static,
 {
-    Box::new(move |request| {
+    Arc::new(move |request| {
         let answered = handler(surface.clone(), request);
         Box::pin(async move { answered.await.unwrap_or_else(|error| error.into().into_response()) })
     })

@@ -23,7 +23,7 @@ use subtle::ConstantTimeEq;
 
 use crate::admin::{Admin, error::Error};
 use crate::http::page::{MARK, escaped, field, trouble};
-use crate::http::{AttemptRates, ErrorResponse, Request, Response, Router, Routes, StatusCode};
+use crate::http::{AttemptRates, ErrorResponse, Method, Request, Response, Router, Routes, StatusCode};
 use crate::user::form_token;
 
 /// The longest page: twenty rows with two names of 255 bytes and one of eighty letters, of which each may be five bytes in
@@ -433,15 +433,10 @@ impl<'a> Pages<'a> {
     /// A page for whoever is signed in; others are led to the sign-in, and back when they were there.
     pub fn show<F, Fut>(&mut self, path: &str, handler: F) -> &mut Self
     where
-        F: Fn(Visit) -> Fut + Send + Sync + Clone + 'static,
+        F: Fn(Visit) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Response, Error>> + Send + 'static,
     {
-        let template = format!("{}{path}", self.root);
-        self.routes.get(&template, move |admin, request| {
-            let handler = handler.clone();
-            async move { Ok::<_, Error>(answered(admin, request, |visit| Box::pin(handler(visit))).await) }
-        });
-        self
+        self.add(Method::GET, path, Arc::new(move |visit| Box::pin(handler(visit))))
     }
 
     /// What a form does, for whoever is signed in and sends the token of the session's forms.
@@ -450,16 +445,21 @@ impl<'a> Pages<'a> {
         F: Fn(Visit, Form) -> Fut + Send + Sync + Clone + 'static,
         Fut: Future<Output = Result<Response, Error>> + Send + 'static,
     {
-        let template = format!("{}{path}", self.root);
-        self.routes.post(&template, move |admin, request| {
+        let acted = move |mut visit: Visit| -> Answering {
             let handler = handler.clone();
-            let acted = move |mut visit: Visit| -> Answering {
-                Box::pin(async move {
-                    let form = form(&mut visit).await?;
-                    handler(visit, form).await
-                })
-            };
-            async move { Ok::<_, Error>(answered(admin, request, acted).await) }
+            Box::pin(async move {
+                let form = form(&mut visit).await?;
+                handler(visit, form).await
+            })
+        };
+        self.add(Method::POST, path, Arc::new(acted))
+    }
+
+    fn add(&mut self, method: Method, path: &str, handler: Handler) -> &mut Self {
+        let template = format!("{}{path}", self.root);
+        self.routes.add(method, &template, move |admin, request| {
+            let handler = handler.clone();
+            async move { Ok::<_, Error>(answered(admin, request, handler).await) }
         });
         self
     }
@@ -472,8 +472,10 @@ impl<'a> Pages<'a> {
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response, Error>> + Send>>;
 
+type Handler = Arc<dyn Fn(Visit) -> Answering + Send + Sync>;
+
 /// A handler's answer, or the page that says why there is none; for who is not signed in the way there.
-async fn answered(admin: Arc<Admin>, request: Request, handler: impl FnOnce(Visit) -> Answering) -> Response {
+async fn answered(admin: Arc<Admin>, request: Request, handler: Handler) -> Response {
     let visitor = match visitor(admin, &request).await {
         Ok(visitor) => visitor,
         Err(elsewhere) => return elsewhere,
