@@ -15,6 +15,7 @@ use crate::room::Rooms;
 use crate::room::ignored::Ignored;
 use crate::room::read::event_json::{self, Format};
 use crate::room::read::{Reader, RoomView, until};
+use crate::room::words::Key;
 use crate::room::words::keep::{BEHIND, searchable};
 use crate::store::tables::room::event_row::{Membership, Row};
 use crate::store::tables::room::search::{self, Down, Onward, Place};
@@ -22,11 +23,9 @@ use crate::store::tables::room::user_room::{self, Mine};
 use crate::store::tables::room::{self, event, timeline};
 use crate::store::{self, EventNum, Get, Read, RoomNum, UserNum};
 
-/// Events that one search looks at: 24 bytes each, and each one's text is read.
+/// Events that one search looks at, the newest under the words: 32 bytes each, and each one's text is read. Behind so many
+/// the count is a lower bound.
 const CANDIDATES_MAX: usize = 512;
-/// Events under the words that are counted; beyond that, each room's newest are looked for and the count is a lower bound.
-/// Some tenths of a second on a small board.
-const COUNTED_MAX: u64 = 500_000;
 /// Events that are not in the index yet: so many rows are looked at, and so many texts.
 const TAIL_ROWS_MAX: usize = 8_192;
 const TAIL_TEXTS_MAX: usize = 1_024;
@@ -49,6 +48,8 @@ pub struct Hit {
 /// What was found.
 pub struct Found {
     pub hits: Vec<Hit>,
+    /// Of the newest [`CANDIDATES_MAX`] under the words those that the user may see. What stands in others must not even be
+    /// counted: whoever came later could ask for one word after the other of what was said before.
     pub count: u64,
     /// The last event that was looked at, when there may be more behind it.
     pub next: Option<Batch>,
@@ -118,23 +119,37 @@ pub fn find(views: &mut Views, query: &SearchQuery) -> store::Result<Found> {
     if rooms.is_empty() {
         return Ok(found);
     }
-    let before = query.batch.filter(|_| !query.by_rank);
-    let mut under = Under { before, newest: BinaryHeap::new(), count: 0, is_cut: false };
+    let page = query.batch.filter(|_| !query.by_rank).map(|before| (before, Newest::default()));
+    let mut under = Under { newest: Newest::default(), page };
     by_index(&read, &terms, &mut rooms, &mut under)?;
     let behind = by_text(&read, &terms, &mut rooms, &mut under)?;
     if behind > BEHIND {
         views.rooms.0.words.is_behind();
     }
-    let Under { newest, count, is_cut, .. } = under;
-    found.count = count;
-    let limit = query.limit;
-    for at in newest.into_sorted_vec().into_iter().map(|Reverse(at)| at) {
+    let Under { newest, page } = under;
+    let is_first_page = page.is_none();
+    let candidates = match page {
+        None => newest,
+        Some((_, page)) => {
+            for at in newest.in_order() {
+                found.count += u64::from(visible(views, query, at)?.is_some());
+            }
+            page
+        }
+    };
+    let (limit, is_cut) = (query.limit, candidates.is_cut);
+    for at in candidates.in_order() {
         if !query.by_rank && found.hits.len() == limit {
-            break;
+            if !is_first_page {
+                break;
+            }
+            found.count += u64::from(visible(views, query, at)?.is_some());
+            continue;
         }
         found.next = Some(at);
         if let Some(hit) = look(views, query, &terms, at, &mut found.words)? {
             found.hits.push(hit);
+            found.count += u64::from(is_first_page);
         }
     }
     // A page that is full may have more behind it, as may one for which enough was looked at.
@@ -148,33 +163,51 @@ pub fn find(views: &mut Views, query: &SearchQuery) -> store::Result<Found> {
     Ok(found)
 }
 
-/// The events under the words: how many, and the newest of them.
-struct Under {
-    before: Option<Batch>,
-    newest: BinaryHeap<Reverse<Batch>>,
-    count: u64,
-    /// More were wanted than are kept.
+/// The newest of some events.
+#[derive(Default)]
+struct Newest {
+    places: BinaryHeap<Reverse<Batch>>,
+    /// There were more than are kept.
     is_cut: bool,
 }
 
-impl Under {
-    /// Counts one. Answers whether it is of use: what follows it in its room is older.
+impl Newest {
+    /// Answers whether it is among them, as far as is known.
     fn add(&mut self, at: Batch) -> bool {
-        self.count += 1;
-        if self.before.is_some_and(|before| at.place() >= before.place()) {
-            return true;
-        }
-        if self.newest.len() < CANDIDATES_MAX {
-            self.newest.push(Reverse(at));
+        if self.places.len() < CANDIDATES_MAX {
+            self.places.push(Reverse(at));
             return true;
         }
         self.is_cut = true;
-        let is_newer = self.newest.peek().is_some_and(|Reverse(oldest)| at > *oldest);
+        let is_newer = self.places.peek().is_some_and(|Reverse(oldest)| at > *oldest);
         if is_newer {
-            self.newest.pop();
-            self.newest.push(Reverse(at));
+            self.places.pop();
+            self.places.push(Reverse(at));
         }
         is_newer
+    }
+
+    /// The newest first.
+    fn in_order(self) -> impl Iterator<Item = Batch> {
+        self.places.into_sorted_vec().into_iter().map(|Reverse(at)| at)
+    }
+}
+
+/// The events under the words: the newest of all, which are counted, and of those behind a place the page that begins there.
+struct Under {
+    newest: Newest,
+    page: Option<(Batch, Newest)>,
+}
+
+impl Under {
+    /// Answers whether what follows in the same room, which is older, may be of use.
+    fn add(&mut self, at: Batch) -> bool {
+        let is_new = self.newest.add(at);
+        match &mut self.page {
+            None => is_new,
+            Some((before, _)) if at.place() >= before.place() => true,
+            Some((_, page)) => page.add(at),
+        }
     }
 }
 
@@ -258,8 +291,7 @@ fn by_index(read: &Read, terms: &Terms, rooms: &mut [Searched], under: &mut Unde
     for segment in segments {
         search::matches(read, segment, &hashes, &places, &mut |(room, down)| {
             let Some(at) = at(read, rooms, room, down.order())? else { return Ok(Onward::Next) };
-            let is_of_use = under.add(at);
-            Ok(if is_of_use || under.count < COUNTED_MAX { Onward::Next } else { Onward::NextRoom })
+            Ok(if under.add(at) { Onward::Next } else { Onward::NextRoom })
         })?;
     }
     Ok(())
@@ -298,14 +330,8 @@ fn by_text(read: &Read, terms: &Terms, rooms: &mut [Searched], under: &mut Under
     Ok(rows as u64)
 }
 
-/// Whether an event is shown.
-fn look(
-    views: &mut Views,
-    query: &SearchQuery,
-    terms: &Terms,
-    at: Batch,
-    forms: &mut Vec<String>,
-) -> store::Result<Option<Hit>> {
+/// An event that the user may see and asks for, whatever its text.
+fn visible(views: &mut Views, query: &SearchQuery, at: Batch) -> store::Result<Option<(EventNum, Row, Key)>> {
     let read = views.read().clone();
     let Some((_, num)) = timeline::at_or_before(&*read, at.room, at.order)?.filter(|(order, _)| *order == at.order)
     else {
@@ -315,9 +341,21 @@ fn look(
     let Some(key) = searchable(&row).filter(|key| query.keys.contains(key)) else { return Ok(None) };
     let view = views.of(at.room)?;
     let is_ignored = row.state_key.is_none() && view.format.ignored.contains(row.sender);
-    if is_ignored || !view.viewer.sees(&*read, &row)? || !query.filter.wants(&*read, &row)? {
-        return Ok(None);
-    }
+    let is_shown = !is_ignored && view.viewer.sees(&*read, &row)? && query.filter.wants(&*read, &row)?;
+    Ok(is_shown.then_some((num, row, key)))
+}
+
+/// Whether an event is shown.
+fn look(
+    views: &mut Views,
+    query: &SearchQuery,
+    terms: &Terms,
+    at: Batch,
+    forms: &mut Vec<String>,
+) -> store::Result<Option<Hit>> {
+    let Some((num, row, key)) = visible(views, query, at)? else { return Ok(None) };
+    let read = views.read().clone();
+    let view = views.of(at.room)?;
     let body = event_json::readable_body(&*read, &row, &view.format)?;
     let content = json::read::get(&body, "content").unwrap_or(b"{}");
     let Some(rank) = terms.fits(key, content) else { return Ok(None) };

@@ -20,8 +20,8 @@ mod tests;
 
 /// Results on one page.
 pub const RESULTS_MAX: usize = 100;
-/// What finding them holds: 512 places, a chunk for each of 16 words, the text of one event, and what is kept of 16 rooms.
-const FIND_BYTES: u64 = 96 * 1024;
+/// What finding them holds: twice 512 places, a chunk for each of 16 words, the text of one event, and what is kept of 16 rooms.
+const FIND_BYTES: u64 = 112 * 1024;
 /// A room of the user's, with the place from which it is searched.
 const ROOM_BYTES: u64 = 48;
 /// Rooms searched for one user, those of a filter where there is one. With these a search fits the smallest account.

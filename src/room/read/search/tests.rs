@@ -125,13 +125,29 @@ async fn only_what_the_user_may_see_is_found() {
     house.rooms.leave(&ben, &garden, None).await.unwrap();
     house.say(&anna, &garden, "a rose after").await;
     let check = async || {
+        // Ben asked for word after word, and by the count knew what was said before he came and after he left.
+        for by_rank in [false, true] {
+            for limit in [1, 10] {
+                let asked = |term| SearchQuery { by_rank, limit, ..asked(term) };
+                assert_eq!(find(&house, &ben, asked("rose")).await["count"], 2);
+                assert_eq!(find(&house, &anna, asked("rose")).await["count"], 4);
+                for unseen in ["before", "after"] {
+                    let answer = find(&house, &ben, asked(unseen)).await;
+                    assert_eq!((&answer["count"], &answer["highlights"]), (&json!(0), &json!([unseen])));
+                }
+            }
+        }
+        let first = find(&house, &ben, SearchQuery { limit: 1, ..asked("rose") }).await;
+        let batch = Batch::parse(first["next_batch"].as_str().unwrap());
+        let second = find(&house, &ben, SearchQuery { limit: 1, batch, ..asked("rose") }).await;
+        assert_eq!((texts(&second), &second["count"]), (vec!["a rose of hers"], &json!(2)));
         assert_eq!(texts(&find(&house, &ben, asked("rose")).await), ["a rose between", "a rose of hers"]);
         assert_eq!(texts(&find(&house, &anna, asked("rose")).await).len(), 4);
         let ours =
             SearchQuery { filter: Events { not_senders: vec![eve.to_string()], ..only(&[&garden]) }, ..asked("rose") };
         assert_eq!(texts(&find(&house, &anna, ours).await), ["a rose after", "a rose between", "a rose before"]);
-        let names = SearchQuery { keys: vec![Key::Name], ..asked("rose") };
-        assert_eq!(texts(&find(&house, &anna, names).await), [""; 0]);
+        let names = find(&house, &anna, SearchQuery { keys: vec![Key::Name], ..asked("rose") }).await;
+        assert_eq!((texts(&names), &names["count"]), (vec![], &json!(0)));
         let elsewhere = SearchQuery {
             filter: Events { not_rooms: vec![garden.to_string()], ..Events::default() },
             ..asked("rose")
