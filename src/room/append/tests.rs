@@ -5,6 +5,7 @@ use std::time::Duration;
 use ruma::OwnedEventId;
 use serde_json::{Value, json};
 
+use crate::room::append::unread;
 use crate::room::send;
 use crate::room::state::known;
 use crate::room::testing::*;
@@ -104,6 +105,30 @@ async fn unread_counts_follow_push_rules_receipts_and_ones_own_words() {
     house.say(&ben, &room, "I am here").await;
     assert_eq!(house.unread(&room, &ben), (0, 0));
     assert_eq!(house.unread(&room, &anna), (1, 0));
+}
+
+/// Whoever came into a public room could ring the phone of everybody in it.
+#[tokio::test]
+async fn nobody_is_called_in_a_public_room() {
+    let house = house();
+    let (anna, ben) = (house.user("anna").await, house.user("ben").await);
+    let create = Create { preset: Some(Preset::Private), invite: vec![ben.clone()], ..Create::default() };
+    let room = house.rooms.create(&anna, create).await.unwrap();
+    house.join(&ben, &room).await.unwrap();
+    let call = json!({ "call_id": "1", "version": "1", "lifetime": 60_000, "offer": { "type": "offer", "sdp": "" } });
+    let rang = house.send(&anna, &room, "m.call.invite", None, call.clone()).await.unwrap();
+    assert_eq!(house.unread(&room, &ben), (1, 0));
+    let rings = || {
+        let (event, num) = (house.event(&rang), house.user_num(&ben));
+        unread::judge(&house.read(), &house.rooms.0.rules, house.room_num(&room), &event, num).unwrap().notify
+    };
+    assert!(rings());
+    let open = json!({ "join_rule": "public" });
+    house.send(&anna, &room, "m.room.join_rules", Some(""), open).await.unwrap();
+    let refused = house.send(&anna, &room, "m.call.invite", None, call).await;
+    assert!(matches!(refused, Err(Error::Forbidden(_))));
+    assert!(!rings(), "one of another server");
+    house.send(&anna, &room, "m.call.hangup", None, json!({ "call_id": "1", "version": "1" })).await.unwrap();
 }
 
 /// The count of a membership that other forks took away stood when its user came back.

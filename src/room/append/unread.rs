@@ -9,12 +9,13 @@ use ruma::UserId;
 use super::derived::{Appended, Derived};
 use super::relations::relation_of;
 use super::rules_cache::Rules;
-use crate::matrix::auth::{Powers, State as _};
+use crate::matrix::auth::{JoinRule, Powers, State as _};
 use crate::matrix::version::RoomVersion;
 use crate::matrix::{Event, push};
 use crate::room::error::Error;
 use crate::room::ignored;
 use crate::room::invite_rules::{self, Verdict};
+use crate::room::send::checks::CALL_INVITE;
 use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
@@ -111,7 +112,7 @@ pub fn judge(get: &impl Get, rules: &Rules, room: RoomNum, event: &Event, user: 
 fn outcome<G: Get>(asked: &Asked<'_, G>, rules: &Rules, flat: &push::Flat, seen: &push::Room) -> Result<push::Outcome> {
     let (get, user) = (asked.get, asked.user);
     let (event, sender) = (asked.event, asked.event.sender().as_str());
-    if ignored::is_ignored(get, user, sender)? {
+    if ignored::is_ignored(get, user, sender)? || calls_everybody(get, asked.room, event)? {
         return Ok(push::Outcome::default());
     }
     let user_id = user::id_of(get, user)?;
@@ -126,6 +127,16 @@ fn outcome<G: Get>(asked: &Asked<'_, G>, rules: &Rules, flat: &push::Flat, seen:
         return Err(failed);
     }
     Ok(outcome)
+}
+
+/// Whether it is a call in a room that anybody may come into. People here cannot send one (`send/checks.rs`); those of other
+/// servers might, and ring the phones of thousands.
+fn calls_everybody(get: &impl Get, room: RoomNum, event: &Event) -> Result<bool> {
+    if event.kind() != CALL_INVITE || event.state_key().is_some() {
+        return Ok(false);
+    }
+    // A join rule that cannot be read is none.
+    Ok(matches!(StateView::present(get, room, event.version()).join_rule(), Ok(Some(JoinRule::Public))))
 }
 
 /// What the rules of a member may ask for.

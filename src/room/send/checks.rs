@@ -38,6 +38,9 @@ pub fn check_beyond_rules(rooms: &Rooms, read: &Read, room: &RoomRef, new: &New)
         }
         "m.room.server_acl" if new.state_key.as_deref() == Some("") => check_acl(rooms.server(), &new.content),
         "m.room.redaction" => check_redaction(read, room, new),
+        CALL_INVITE if new.state_key.is_none() && is_open_to_anybody(read, room)? => {
+            Err(Error::Forbidden("In a public room nobody is called: everybody's phone would ring".to_owned()))
+        }
         "m.room.canonical_alias" if new.state_key.as_deref() == Some("") => check_aliases(rooms, read, room, new),
         _ => Ok(()),
     }
@@ -69,13 +72,21 @@ pub fn check_relation(read: &impl Get, room: &RoomRef, new: &New) -> Result<()> 
     Ok(())
 }
 
+/// The call of two, which apps ring for (client-server API, "Voice over IP").
+pub const CALL_INVITE: &str = "m.call.invite";
+
+/// Whether anybody may come into a room who knows of it.
+pub fn is_open_to_anybody(get: &impl Get, room: &RoomRef) -> Result<bool> {
+    Ok(matches!(auth::State::join_rule(&room.view(get))?, Some(auth::JoinRule::Public)))
+}
+
 /// Whether an event that sets no state needs only [`check_relation`], by a few rows.
 pub fn is_plain(new: &New) -> bool {
     let of_state = ["m.room.create", "m.room.power_levels", "m.room.server_acl", "m.room.canonical_alias"];
     let is_annotation = new.content.pointer("/m.relates_to/rel_type").is_some_and(|rel| rel == "m.annotation");
     new.state_key.is_none()
         && new.redacts.is_none()
-        && new.kind != "m.room.redaction"
+        && !["m.room.redaction", CALL_INVITE].contains(&new.kind.as_str())
         && !of_state.contains(&new.kind.as_str())
         && !is_annotation
 }
