@@ -192,6 +192,13 @@ impl Plan {
             "historical": 100,
         });
         let Value::Object(mut levels) = levels else { return levels };
+        if self.preset != Preset::Public
+            && let Some(events) = levels.get_mut("events")
+        {
+            // Whoever takes part in a call of Element Call says so by a state event of their own (MSC3401). In a public room
+            // anybody could write any number of those.
+            events["org.matrix.msc3401.call.member"] = 0.into();
+        }
         for (key, value) in &self.create.power_level_content_override {
             levels.insert(key.clone(), value.clone());
         }

@@ -38,6 +38,10 @@ async fn a_room_of_every_version_can_be_made_and_spoken_in() {
             house.say(&ben, &room, "hello").await;
             let may = house.send(&ben, &room, "m.room.name", Some(""), json!({ "name": "Ben's" })).await;
             assert_eq!(may.is_ok(), preset == Preset::TrustedPrivate, "version {} {preset:?}", version.id);
+            // Element Call has everybody in a call say so by such a state event.
+            let own = format!("_{ben}_DEVICE_m.call");
+            let may = house.send(&ben, &room, "org.matrix.msc3401.call.member", Some(&own), json!({})).await;
+            assert_eq!(may.is_ok(), preset != Preset::Public, "version {} {preset:?}", version.id);
             let row = house.row(&room);
             assert_eq!((row.joined, row.invited, row.extremities.len()), (2, 0, 1));
             let order = house.timeline(&room, 100);
