@@ -128,8 +128,9 @@ pub fn base(client: &Client, request: &Request) -> String {
 pub async fn check_agreed(client: &Client, request: &Request, requester: &Requester) -> Result<(), Error> {
     let options = client.options();
     let terms = &options.terms;
-    // A service's users are no people; who runs it has agreed with the operator.
-    let is_asked = terms.required_to_send && !terms.is_empty() && requester.service.is_none();
+    // Bots and a service's users are no people; who runs them has agreed with the operator.
+    let is_program = requester.is_bot || requester.service.is_some();
+    let is_asked = terms.required_to_send && !terms.is_empty() && !is_program;
     if !is_asked || requester.agreed == terms.digest() {
         return Ok(());
     }

@@ -107,7 +107,7 @@ pub use neighbours::{Destination, DestinationOrder, Neighbour, SharedRoom};
 pub use notify::{NotificationQuery, PAGE_MAX as NOTIFICATIONS_MAX, Waiting};
 pub use policies::{Policies, Who};
 pub use policy_lists::{LISTS_MAX as POLICY_LISTS_MAX, PolicyHits, PolicyList, PolicyRule};
-pub use purge::{LeftRooms, Purging, Space};
+pub use purge::{LeftRooms, Lifetimes, Purging, Space};
 pub use read::filter::{Events, Filter};
 pub use read::jump::NearestEvent;
 pub use read::relations::{Related, Threads};

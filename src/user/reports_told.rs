@@ -112,6 +112,7 @@ impl Users {
                 is_locked: false,
                 is_suspended: account.suspended,
                 is_shadow_banned: account.shadow_banned,
+                is_bot: account.bot,
                 pace: account.pace,
                 agreed: account.agreed,
                 service: None,

@@ -81,7 +81,7 @@ async fn whoever_registers_agrees() {
 #[tokio::test]
 async fn a_new_version_is_agreed_to_before_anything_is_sent() {
     let house = TestServer::start().await;
-    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let (alice, bob, bot) = (house.register("alice").await, house.register("bob").await, house.register("bot").await);
     let made = house.post("/createRoom", &alice, json!({ "preset": "public_chat" })).await.ok();
     let room = made["room_id"].as_str().unwrap().to_owned();
     say(&house, &alice, &room, "1").await.ok();
@@ -95,6 +95,11 @@ async fn a_new_version_is_agreed_to_before_anything_is_sent() {
     house.post(&format!("/join/{room}"), &bob, json!({})).await.refused(403, code);
     house.post(&format!("/rooms/{room}/invite"), &alice, json!({ "user_id": bob.id })).await.refused(403, code);
     house.get("/sync", &alice).await.ok();
+    // A bot cannot read what it would agree to: it was silent from the day on which the operator set terms.
+    house.post("/createRoom", &bot, json!({})).await.refused(403, code);
+    let bot_id: ruma::OwnedUserId = bot.id.as_str().try_into().unwrap();
+    house.server().users.set_bot(&bot_id, true).await.unwrap();
+    house.post("/createRoom", &bot, json!({})).await.ok();
     // The notices of this server may be joined, to read what it wants.
     let bob_id: ruma::OwnedUserId = bob.id.as_str().try_into().unwrap();
     house.server().notices.tell(&bob_id, "There are new terms").await.unwrap();

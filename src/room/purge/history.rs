@@ -37,6 +37,16 @@ pub struct Keeping {
     looked_day: AtomicU64,
 }
 
+/// How long messages live, in milliseconds; none: for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lifetimes {
+    /// In rooms that say nothing.
+    pub unsaid_ms: Option<u64>,
+    /// What a room says counts within these bounds, which are one where it does not count at all.
+    pub own_min_ms: Option<u64>,
+    pub own_max_ms: Option<u64>,
+}
+
 /// Which messages of a room go.
 #[derive(Clone, Copy, Debug)]
 pub struct Reach {
@@ -64,6 +74,15 @@ impl Rooms {
     pub fn set_history_days(&self, history_days: Option<u32>, retention_days_min: Option<u32>) {
         self.0.keeping.history_days.store(history_days.unwrap_or(0), Relaxed);
         self.0.keeping.retention_days_min.store(retention_days_min.unwrap_or(0), Relaxed);
+    }
+
+    /// How long messages live here: where a room says nothing, and what a room may say.
+    pub fn lifetimes(&self) -> Lifetimes {
+        let keeping = &self.0.keeping;
+        let of = |days: &AtomicU32| Some(u64::from(days.load(Relaxed)) * DAY_MS).filter(|ms| *ms > 0);
+        let (unsaid_ms, own_min_ms) = (of(&keeping.history_days), of(&keeping.retention_days_min));
+        let own_max_ms = unsaid_ms.map(|days| days.max(own_min_ms.unwrap_or(0)));
+        Lifetimes { unsaid_ms, own_min_ms: own_min_ms.or(unsaid_ms), own_max_ms }
     }
 
     /// Once a day removes what the settings and the rooms say is to go.
@@ -117,7 +136,10 @@ impl Rooms {
             })?;
             let Some(num) = found else { return Ok(None) };
             let own = match state::known_num(read, num) {
-                Ok(known) => state::event::content(read, &known, "m.room.retention")?,
+                Ok(known) => match state::event::content(read, &known, "m.room.retention")? {
+                    Some(content) => Some(content),
+                    None => state::event::content(read, &known, "org.matrix.msc1763.retention")?,
+                },
                 Err(_) => None,
             };
             Ok(Some((num, own.and_then(|content| content["max_lifetime"].as_u64()))))
@@ -238,6 +260,30 @@ mod tests {
             (None, 0, 7, None),
         ] {
             assert_eq!(lifetime_ms(own, history, min), expected, "{own:?} {history} {min}");
+        }
+    }
+
+    /// Apps were told that no message ever goes, and what a room says under the proposal's name did not count.
+    #[tokio::test]
+    async fn lifetimes_are_told_and_rooms_may_say_theirs_by_the_older_name() {
+        let house = house();
+        let days = |days: u64| Some(days * DAY_MS);
+        for (history, min, unsaid, bounds) in [
+            (None, None, None, (None, None)),
+            (Some(30), None, days(30), (days(30), days(30))),
+            (None, Some(2), None, (days(2), None)),
+            (Some(30), Some(2), days(30), (days(2), days(30))),
+        ] {
+            house.rooms.set_history_days(history, min);
+            let Lifetimes { unsaid_ms, own_min_ms, own_max_ms } = house.rooms.lifetimes();
+            assert_eq!((unsaid_ms, (own_min_ms, own_max_ms)), (unsaid, bounds), "{history:?} {min:?}");
+        }
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        for (kind, lifetime_ms) in [("org.matrix.msc1763.retention", 5), ("m.room.retention", 7)] {
+            house.send(&anna, &room, kind, Some(""), json!({ "max_lifetime": lifetime_ms })).await.unwrap();
+            let (_, own_ms) = house.rooms.resident_after(None).await.unwrap().unwrap();
+            assert_eq!(own_ms, Some(lifetime_ms));
         }
     }
 

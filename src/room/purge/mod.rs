@@ -20,7 +20,7 @@ use crate::store::tables::room::{self, Status, event_row::Membership, join, memb
 use crate::store::tables::user;
 use crate::store::{EventNum, RoomNum, WriteError};
 
-pub use history::{Keeping, Reach};
+pub use history::{Keeping, Lifetimes, Reach};
 pub use space::Space;
 
 /// Rows of one write.

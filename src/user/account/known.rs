@@ -80,6 +80,7 @@ mod tests {
             is_locked: false,
             is_suspended: false,
             is_shadow_banned: false,
+            is_bot: false,
             pace: None,
             agreed: 0,
             service: None,

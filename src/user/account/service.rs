@@ -140,7 +140,7 @@ fn asserted(get: &impl Get, service: String, user_id: OwnedUserId, device_id: St
         return Err(Error::bad("M_UNKNOWN_DEVICE", "This user has no device with this ID"));
     }
     let user::Account { admin: is_admin, locked: is_locked, suspended: is_suspended, agreed, .. } = row;
-    let (is_shadow_banned, pace) = (row.shadow_banned, row.pace);
+    let (is_shadow_banned, is_bot, pace) = (row.shadow_banned, row.bot, row.pace);
     Ok(Requester {
         user_id,
         user_num,
@@ -150,6 +150,7 @@ fn asserted(get: &impl Get, service: String, user_id: OwnedUserId, device_id: St
         is_locked,
         is_suspended,
         is_shadow_banned,
+        is_bot,
         pace,
         agreed,
         service: Some(service.into()),

@@ -42,6 +42,8 @@ pub struct Requester {
     pub is_suspended: bool,
     /// What the account sends reaches nobody, and it is not told so.
     pub is_shadow_banned: bool,
+    /// A bot's account: no person.
+    pub is_bot: bool,
     /// How often it may ask, where that is not what everybody may.
     pub pace: Option<Pace>,
     /// Which terms the user has agreed to, as a digest of theirs; 0 is none.
@@ -273,7 +275,7 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<(Requester, bool), Erro
     let is_guest = user::is_guest(get, user_num)?;
     let user_id = lookup::id_of(get, user_num)?;
     let user::Account { admin: is_admin, locked: is_locked, suspended: is_suspended, agreed, .. } = row;
-    let (is_shadow_banned, pace) = (row.shadow_banned, row.pace);
+    let (is_shadow_banned, is_bot, pace) = (row.shadow_banned, row.bot, row.pace);
     Ok((
         Requester {
             user_id,
@@ -284,6 +286,7 @@ fn session_of(get: &impl Get, hash: &[u8; 32]) -> Result<(Requester, bool), Erro
             is_locked,
             is_suspended,
             is_shadow_banned,
+            is_bot,
             pace,
             agreed,
             service: None,

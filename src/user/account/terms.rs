@@ -89,7 +89,7 @@ impl Users {
             let (mut found, mut looked_at, mut last) = (Vec::new(), 0, None);
             user::accounts_after(get, after, &mut |num, account| {
                 (looked_at, last) = (looked_at + 1, Some(num));
-                let is_asked = account.standing == Standing::Active && account.agreed != digest;
+                let is_asked = account.standing == Standing::Active && !account.bot && account.agreed != digest;
                 if is_asked && !user::is_guest(get, num)? && !device::ids(get, num)?.is_empty() {
                     found.extend(OwnedUserId::try_from(user::id_of(get, num)?).ok().map(|id| (num, id)));
                 }
@@ -148,6 +148,15 @@ mod tests {
         assert_eq!(hex(&first), "b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7");
         let second = hmac(b"Jefe", b"what do ya want for nothing?");
         assert_eq!(hex(&second), "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843");
+    }
+
+    #[tokio::test]
+    async fn people_are_told_and_bots_are_not() {
+        let town = town();
+        let (anna, robot) = (town.person("anna").await, town.person("robot").await);
+        town.users.set_bot(&robot.user_id, true).await.unwrap();
+        let (asked, _) = town.users.not_agreed(7, None).await.unwrap();
+        assert_eq!(asked, [(anna.user_num, anna.user_id)]);
     }
 
     #[tokio::test]
