@@ -273,8 +273,8 @@ fn spaces(router: &mut Router, client: &Arc<Client>) {
         .surface(client)
         .get("/_matrix/client/v1/rooms/{room_id}/hierarchy", space::hierarchy)
         .get("/_matrix/client/v1/room_summary/{room_id_or_alias}", space::summary)
-        .get(&format!("{SUMMARY}/summary/{{room_id_or_alias}}"), space::summary)
-        .get(&format!("{SUMMARY}/rooms/{{room_id_or_alias}}/summary"), space::summary)
+        .get(&format!("{SUMMARY}/summary/{{room_id_or_alias}}"), space::old_summary)
+        .get(&format!("{SUMMARY}/rooms/{{room_id_or_alias}}/summary"), space::old_summary)
         .get("/_matrix/client/v1/mutual_rooms", space::mutual_rooms)
         .get("/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms", space::mutual_rooms);
 }

@@ -13,7 +13,7 @@ use super::directory::resolve;
 use super::timeline::{room_id, stream};
 use crate::client::{Client, Error, auth, rates};
 use crate::http::{ErrorResponse, Request, Response};
-use crate::room::HierarchyQuery;
+use crate::room::{HierarchyQuery, RoomSummary};
 
 /// 403 `M_FORBIDDEN` when the user may not see the room; 400 `M_INVALID_PARAM` for a `limit` or `max_depth` that is no number of that
 /// kind, or a `from` that is no token of the same question.
@@ -44,7 +44,25 @@ pub async fn hierarchy(client: Arc<Client>, request: Request) -> Result<Response
 /// 404 `M_NOT_FOUND` when there is no such room or alias, or it is not open to who asks; 401 `M_MISSING_TOKEN` without an access token
 /// when other servers have to be asked.
 pub async fn summary(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    let requester = auth::maybe(&client, &request).await?;
+    Ok(Response::json(&summary_of(&client, &request).await?))
+}
+
+/// The same under the names from before a release of the specification had it: apps made for those look for two of its fields
+/// under names of their own (MSC3266).
+pub async fn old_summary(client: Arc<Client>, request: Request) -> Result<Response, Error> {
+    let summary = summary_of(&client, &request).await?;
+    let (version, encryption) = (summary.room.room_version.clone(), summary.room.encryption.clone());
+    let mut answer = serde_json::to_value(summary).unwrap_or_default();
+    for (name, value) in [("room_version", &version), ("version", &version), ("encryption", &encryption)] {
+        if let Some(value) = value {
+            answer[format!("im.nheko.summary.{name}")] = value.as_str().into();
+        }
+    }
+    Ok(Response::json(&answer))
+}
+
+async fn summary_of(client: &Client, request: &Request) -> Result<RoomSummary, Error> {
+    let requester = auth::maybe(client, request).await?;
     let user = requester.as_ref().map(|requester| &*requester.user_id);
     match user {
         Some(user) => request.limit_user(&rates::SPACE, user.as_str())?,
@@ -67,7 +85,7 @@ pub async fn summary(client: Arc<Client>, request: Request) -> Result<Response, 
     };
     let may_ask = || user.is_some_and(|user| request.limit_user(&rates::ASK, user.as_str()).is_ok());
     match client.rooms.summary(user, &room_id, via, may_ask).await {
-        Ok(summary) => Ok(Response::json(&summary)),
+        Ok(summary) => Ok(summary),
         Err(crate::room::Error::Refused(_)) if user.is_none() => Err(missing_token().into()),
         Err(failed) => Err(failed.into()),
     }
