@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Client, Error, PresenceMode, auth, calls};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
-use crate::room::{DELAY_MS_MAX, SCHEDULED_MAX};
+use crate::room::{DELAY_MS_MAX, Lifetimes, SCHEDULED_MAX};
 
 /// Releases of the specification that this server supports. 1.17 no longer has the rules for mentions by name (MSC4210);
 /// they are still there, as servers may have rules of their own.
@@ -90,17 +90,33 @@ pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Respo
     Ok(Response::json(&json!({ "capabilities": capabilities })))
 }
 
-/// GET /_matrix/client/unstable/org.matrix.msc1763/retention/configuration: this server ends the life of no message.
+/// GET /_matrix/client/unstable/org.matrix.msc1763/retention/configuration: how long the settings let messages live.
 pub async fn retention(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     auth::requester(&client, &request).await?;
-    Ok(Response::json(&json!({ "policies": {}, "limits": {} })))
+    Ok(Response::json(&retention_of(client.rooms.lifetimes())))
+}
+
+/// Lifetimes as MSC1763 tells them.
+fn retention_of(lifetimes: Lifetimes) -> Value {
+    let (mut policies, mut limits) = (json!({}), json!({}));
+    if let Some(ms) = lifetimes.unsaid_ms {
+        policies["*"] = json!({ "max_lifetime": ms });
+    }
+    for (bound, ms) in [("min", lifetimes.own_min_ms), ("max", lifetimes.own_max_ms)] {
+        if let Some(ms) = ms {
+            limits["max_lifetime"][bound] = ms.into();
+        }
+    }
+    json!({ "policies": policies, "limits": limits })
 }
 
 /// GET /.well-known/matrix/client
 ///
-/// 404 `M_NOT_FOUND` when the setting for the public URL is not set.
+/// 404 `M_NOT_FOUND` when the setting for the public URL is not set, and the caller did not come to the server's name by HTTPS:
+/// some apps find the media server of calls here alone, and apps that were told that name need no other address.
 pub async fn well_known_client(client: Arc<Client>, request: Request) -> Result<Response, Error> {
-    match &client.options().public_url {
+    let by_name = || request.origin().filter(|origin| is_https_of(origin, client.users.server().as_str()));
+    match client.options().public_url.clone().or_else(by_name) {
         Some(url) => {
             let mut known = json!({ "m.homeserver": { "base_url": url } });
             let media_servers = calls::offered(&client, &request);
@@ -111,6 +127,12 @@ pub async fn well_known_client(client: Arc<Client>, request: Request) -> Result<
         }
         None => Err(ErrorResponse::not_found("This server publishes no address for apps (public_url)").into()),
     }
+}
+
+/// Whether a URL is that of HTTPS at a name and the usual port.
+fn is_https_of(origin: &str, name: &str) -> bool {
+    let host = origin.strip_prefix("https://").map(|host| host.strip_suffix(":443").unwrap_or(host));
+    host.is_some_and(|host| host.eq_ignore_ascii_case(name))
 }
 
 /// Who helps the people of this server.
@@ -148,5 +170,38 @@ pub async fn well_known_support(client: Arc<Client>, _: Request) -> Result<Respo
             Err(ErrorResponse::not_found("This server names nobody to ask (support.contacts, support.page)").into())
         }
         false => Ok(Response::json(&answer)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was answered as if nothing ever went, whatever the settings said.
+    #[test]
+    fn how_long_messages_live_is_told_as_the_settings_say() {
+        let told = |unsaid_ms, own_min_ms, own_max_ms| retention_of(Lifetimes { unsaid_ms, own_min_ms, own_max_ms });
+        assert_eq!(told(None, None, None), json!({ "policies": {}, "limits": {} }));
+        assert_eq!(
+            told(Some(9), Some(2), Some(9)),
+            json!({ "policies": { "*": { "max_lifetime": 9 } }, "limits": { "max_lifetime": { "min": 2, "max": 9 } } })
+        );
+        assert_eq!(told(None, Some(2), None), json!({ "policies": {}, "limits": { "max_lifetime": { "min": 2 } } }));
+    }
+
+    /// Without a public URL FluffyChat and Cinny did not find the media server of calls.
+    #[test]
+    fn apps_that_come_by_the_servers_name_are_told_that_address() {
+        for (origin, is_it) in [
+            ("https://example.org", true),
+            ("https://Example.org:443", true),
+            ("https://example.org:8448", false),
+            ("https://example.org.evil.example", false),
+            ("https://192.168.1.5", false),
+            ("http://example.org", false),
+        ] {
+            assert_eq!(is_https_of(origin, "example.org"), is_it, "{origin}");
+        }
+        assert!(!is_https_of("https://example.org", "example.org:8448"));
     }
 }

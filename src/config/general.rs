@@ -43,7 +43,7 @@ pub const SETTINGS: &[Setting] = &[
         "public_url",
         r#""https://matrix.example.org""#,
         "Where apps reach this server from outside, when that is not the server name itself: published in \
-         /.well-known/matrix/client.",
+         /.well-known/matrix/client. Behind a proxy some apps find a LiveKit server (see [rtc]) only when this is set.",
         |config, given| Ok(config.apps.public_url = Some(url(given.text()?)?)),
     )
     .on_page(Input::Line)
