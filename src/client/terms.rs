@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Client, Error, Options, rates};
 use crate::base::blocking;
+use crate::flow;
 use crate::http::page::{self, escaped, paragraphs};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::Requester;
@@ -139,6 +140,19 @@ pub async fn check_agreed(client: &Client, request: &Request, requester: &Reques
     let message = format!("The terms of this server have to be agreed to before anything is sent: {uri}");
     let answer = ErrorResponse::new(StatusCode::FORBIDDEN, "M_CONSENT_NOT_GIVEN", message);
     Err(answer.with("consent_uri", uri).into())
+}
+
+/// Tells somebody who has just logged in of terms that they have not agreed to, where people are told of them: most apps do not
+/// show why nothing is sent.
+pub async fn tell_newcomer(client: &Client, request: &Request, user_id: &UserId) {
+    let options = client.options();
+    let terms = &options.terms;
+    if !terms.notice || terms.is_empty() {
+        return;
+    }
+    let (digest, page) = (terms.digest(), format!("{}{PATH}", base(client, request)));
+    let new = flow::NewTerms { digest, page, required_to_send: terms.required_to_send };
+    flow::tell_newcomer(&client.users, &client.notices, &new, user_id).await;
 }
 
 /// GET /_snug/terms?u={user}&h={mark}: the policies, and a button. Without a user only the policies.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ruma::UserId;
+
 use super::{NotTold, Notices};
 use crate::base::{Clock, Worker};
 use crate::user::{self, Users};
@@ -42,6 +44,21 @@ pub async fn tell_of_terms(users: &Users, notices: &Notices, terms: &NewTerms, c
     }
 }
 
+/// Tells somebody who has just logged in, if that is their first app here and they have not agreed. Whoever is not told all the
+/// same is by the refusal of what they send.
+pub async fn tell_newcomer(users: &Users, notices: &Notices, terms: &NewTerms, user_id: &UserId) {
+    let tell = async {
+        if users.is_new_to_terms(user_id, terms.digest).await? {
+            let link = users.terms_link(&terms.page, user_id).await?;
+            notices.tell(user_id, &text("This server has terms.", &link, terms.required_to_send)).await?;
+        }
+        Ok::<_, NotTold>(())
+    };
+    if let Err(failed) = tell.await {
+        tracing::info!("{user_id} is not told of the terms: {failed}");
+    }
+}
+
 async fn tell_all(
     users: &Users,
     notices: &Notices,
@@ -54,7 +71,10 @@ async fn tell_all(
         let (untold, last) = users.not_agreed(terms.digest, after).await?;
         for (num, user_id) in untold {
             let link = users.terms_link(&terms.page, &user_id).await?;
-            match notices.tell(&user_id, &text(&link, terms.required_to_send)).await {
+            match notices
+                .tell(&user_id, &text("The terms of this server are new.", &link, terms.required_to_send))
+                .await
+            {
                 Ok(_) => worker.done(1),
                 Err(NotTold::Room(failed)) if failed.is_passing() => return Err(failed.into()),
                 Err(NotTold::User(failed @ (user::Error::Refused(_) | user::Error::Store(_)))) => {
@@ -74,7 +94,7 @@ async fn tell_all(
     }
 }
 
-fn text(link: &str, required_to_send: bool) -> String {
+fn text(what: &str, link: &str, required_to_send: bool) -> String {
     let until = if required_to_send { " Until then you can read here, and send nothing." } else { "" };
-    format!("The terms of this server are new. Please read them and agree: {link}{until}")
+    format!("{what} Please read them and agree: {link}{until}")
 }

@@ -227,4 +227,23 @@ async fn who_has_not_agreed_to_new_terms_is_told_once() {
     let bodies = told(&house, &alice).await;
     assert_eq!(bodies.len(), 1, "{bodies:?}");
     assert!(bodies[0].contains("https://localhost/_snug/terms?u=alice&h="), "{bodies:?}");
+    // Accounts that the operator made later were not told, and what they sent was refused.
+    let new = snug::user::New { localpart: "mum".into(), password: Some("eight or more".into()), ..Default::default() };
+    let id = house.server().users.create(new).await.unwrap().to_string();
+    let login = async || {
+        let who = json!({ "type": "m.id.user", "user": "mum" });
+        let login = json!({ "type": "m.login.password", "identifier": who, "password": "eight or more" });
+        let made = house.request("POST", "/login", None, login).await.ok();
+        let text = |field: &str| made[field].as_str().unwrap().to_owned();
+        TestUser { id: id.clone(), token: text("access_token"), device: text("device_id") }
+    };
+    let mum = login().await;
+    let bodies = told(&house, &mum).await;
+    assert!(bodies.len() == 1 && bodies[0].contains("/_snug/terms?u=mum&h="), "{bodies:?}");
+    // The second app is in the room already, where nothing is new.
+    let again = login().await;
+    let synced = house.get("/sync", &again).await.ok();
+    let rooms = synced["rooms"]["join"].as_object().unwrap();
+    let events = rooms.values().flat_map(|room| room["timeline"]["events"].as_array().unwrap());
+    assert_eq!(events.filter(|event| event["type"] == "m.room.message").count(), 1);
 }

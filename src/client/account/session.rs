@@ -6,7 +6,7 @@ use ruma::OwnedUserId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth, rates};
+use crate::client::{Client, Error, STRANGER_BYTES_MAX, auth, rates, terms};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::id;
 use crate::user::{self, LOGIN_TOKEN_MS, Login, Refreshed, Session, Stage, Target, UiaRequest};
@@ -76,6 +76,9 @@ pub async fn login(client: Arc<Client>, mut request: Request) -> Result<Response
         lifetime_ms: client.options().lifetime_ms(body.refresh_token),
     };
     let session = client.users.login(&user_id, login).await?;
+    if body.kind != SERVICE_LOGIN {
+        terms::tell_newcomer(&client, &request, &user_id).await;
+    }
     Ok(Response::json(&answer(&client, &session)))
 }
 

@@ -100,6 +100,18 @@ impl Users {
         .await
     }
 
+    /// Whether somebody who has just logged in has no other app here, and has not agreed to the terms with this digest: the
+    /// account was made by the operator, who asked nobody.
+    pub async fn is_new_to_terms(&self, user_id: &UserId, digest: u64) -> Result<bool, Error> {
+        let user_id = user_id.to_owned();
+        self.read(move |get| {
+            let num = local(get, &user_id)?;
+            let is_asked = user::account(get, num)?.is_some_and(|row| !row.bot && row.agreed != digest);
+            Ok(is_asked && device::ids(get, num)?.len() == 1)
+        })
+        .await
+    }
+
     /// Whether this is the mark of a user's link.
     pub async fn is_terms_mark(&self, user_id: &UserId, mark: &str) -> Result<bool, Error> {
         Ok(self.terms_mark(user_id).await?.as_bytes().ct_eq(mark.as_bytes()).into())
