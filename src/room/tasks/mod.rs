@@ -117,14 +117,10 @@ impl Rooms {
     /// task's name.
     pub async fn note_closed(&self, room_id: &RoomId, by: &UserId) -> Result<String> {
         let what = What::Close(Box::default());
-        let (key, now_ms) =
-            (task::key(self.0.parts.clock.now_ms(), self.0.parts.random.u64()), self.0.parts.clock.now_ms());
+        let ended_ms = Some(self.0.parts.clock.now_ms());
         let (room_id, by) = (room_id.to_string(), Some(by.to_string()));
-        self.note(
-            &key,
-            &Task { room_id, by, what, stage: Stage::Done, error: None, ended_ms: Some(now_ms), gone: Gone::default() },
-        )
-        .await?;
+        let task = Task { room_id, by, what, stage: Stage::Done, error: None, ended_ms, gone: Gone::default() };
+        let key = self.add(task).await?;
         self.forget_old().await?;
         Ok(hex(&key))
     }
@@ -260,13 +256,17 @@ impl Rooms {
     }
 
     async fn begin(&self, room_id: &str, by: Option<&UserId>, what: What) -> Result<String> {
-        let key = task::key(self.0.parts.clock.now_ms(), self.0.parts.random.u64());
         let (room_id, by) = (room_id.to_owned(), by.map(ToString::to_string));
         let task =
             Task { room_id, by, what, stage: Stage::Waiting, error: None, ended_ms: None, gone: Gone::default() };
-        self.note(&key, &task).await?;
+        let key = self.add(task).await?;
         self.0.tasks.notify_one();
         Ok(hex(&key))
+    }
+
+    async fn add(&self, task: Task) -> Result<Key> {
+        let (now_ms, chance) = (self.0.parts.clock.now_ms(), self.0.parts.random.u64());
+        self.write(move |w| Ok(task::add(w, now_ms, chance, &task)?)).await
     }
 
     async fn note(&self, key: &Key, task: &Task) -> Result<()> {

@@ -166,3 +166,16 @@ async fn old_messages_of_all_rooms_go_also_after_a_restart() {
     let has = |id: &EventId| event::num(&house.store.read().unwrap(), id.as_str()).unwrap().is_some();
     assert!(said.iter().all(|id| !has(id)));
 }
+
+/// Tasks that began in one millisecond were listed as chance had it.
+#[tokio::test]
+async fn tasks_are_listed_as_they_began_also_within_a_millisecond() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let room: OwnedRoomId = "!unknown:elsewhere.example".try_into().unwrap();
+    let mut names = Vec::new();
+    for _ in 0..9 {
+        names.push(house.rooms.note_closed(&room, &anna).await.unwrap());
+    }
+    assert_eq!(house.rooms.closings(&room, 9).await.unwrap(), names);
+}

@@ -11,8 +11,22 @@ use crate::store::{Error, Get, Result, Write, tables};
 /// The key of a task: when it began, and 64 bits of chance, which make its name one that is not guessed.
 pub type Key = [u8; 16];
 
-pub fn key(begun_ms: u64, chance: u64) -> Key {
+fn key(begun_ms: u64, chance: u64) -> Key {
     (u128::from(begun_ms) << 64 | u128::from(chance)).to_be_bytes()
+}
+
+/// Adds a task that begins now, behind all others: of those of one millisecond, chance would say which was first.
+pub fn add(w: &mut Write<'_>, begun_ms: u64, chance: u64, task: &Task) -> Result<Key> {
+    let mut new = key(begun_ms, chance);
+    w.range(&ROOM_TASK, &[], None, true, &mut |last, _| {
+        if last >= &new[..] {
+            let last_ms = last.first_chunk().map_or(begun_ms, |ms| u64::from_be_bytes(*ms));
+            new = key(last_ms + 1, chance);
+        }
+        Ok(ControlFlow::Break(()))
+    })?;
+    put(w, &new, task)?;
+    Ok(new)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
