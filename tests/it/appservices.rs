@@ -2,13 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
+use snug::base::{Clock, Random};
+use snug::config::Config;
 
+use crate::rooms::PATIENCE;
 use crate::server::{Reply, TestServer, TestUser, answer_each};
 
 /// What was asked of the service: method, target, token, body.
@@ -109,13 +112,14 @@ impl Service {
     }
 
     pub async fn until<T>(&self, what: &str, find: impl Fn(&Service) -> Option<T>) -> T {
-        for _ in 0..600 {
+        let began = Instant::now();
+        loop {
             if let Some(found) = find(self) {
                 return found;
             }
+            assert!(began.elapsed() < PATIENCE, "never: {what}; asked: {:?}", self.asked());
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
-        panic!("never: {what}; asked: {:?}", self.asked());
     }
 
     pub async fn hears(&self, body: &str) {
@@ -133,13 +137,16 @@ impl Service {
 
 /// A server with the service registered.
 pub async fn house_with(service: &Service, more: &str) -> TestServer {
+    TestServer::start_with(registered(service, more)).await
+}
+
+fn registered(service: &Service, more: &str) -> impl FnOnce(&mut Config) + use<> {
     let file = service.file(more);
-    TestServer::start_with(|config| {
+    move |config| {
         let path = config.data_dir.with_file_name("irc.yaml");
         std::fs::write(&path, file).unwrap();
         config.appservices = vec![path];
-    })
-    .await
+    }
 }
 
 /// The service itself, with its own token.
@@ -258,7 +265,9 @@ async fn events_say_the_time_that_a_service_wants() {
 #[tokio::test]
 async fn aliases_of_a_service_are_its_own_and_it_is_asked_for_unknown_ones() {
     let service = Service::start().await;
-    let house = house_with(&service, "").await;
+    // The clock stands still: what it said is remembered for seconds.
+    let clock = Clock::simulated(1_700_000_000_000);
+    let house = TestServer::start_at(clock, Random::os(), registered(&service, "")).await;
     let (alice, bot) = (house.register("alice").await, bot());
     let room = make_room(&house, &alice).await;
     let target = json!({ "room_id": room });
@@ -398,7 +407,7 @@ async fn a_service_is_told_of_typing_receipts_and_messages_to_devices() {
     let said = say(&house, &alice, &room, "hello").await.ok();
     service.hears("hello").await;
     house
-        .put(&format!("/rooms/{room}/typing/{}", alice.id), &alice, json!({ "typing": true, "timeout": 9000 }))
+        .put(&format!("/rooms/{room}/typing/{}", alice.id), &alice, json!({ "typing": true, "timeout": 120_000 }))
         .await
         .ok();
     let told = async |kind: &str| {

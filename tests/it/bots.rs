@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::commands::{good, run};
+use crate::rooms::eventually;
 use crate::server::{Folder, TestServer, TestUser};
 
 const V1: &str = "/_synapse/admin/v1";
@@ -176,15 +177,12 @@ async fn a_bot_is_made_with_a_token() {
 
 /// The rooms of somebody in the next sync that has this many, waiting for it.
 async fn rooms_of(house: &TestServer, who: &TestUser, many: usize) -> Vec<String> {
-    for _ in 0..400 {
+    eventually(&format!("{} is in {many} rooms", who.id), async || {
         let joined = house.get("/joined_rooms", who).await.ok();
         let joined: Vec<String> = serde_json::from_value(joined["joined_rooms"].clone()).unwrap();
-        if joined.len() >= many {
-            return joined;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    panic!("{} is not in {many} rooms", who.id);
+        (joined.len() >= many).then_some(joined)
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -219,15 +217,11 @@ async fn invites_are_accepted_for_people_here() {
     let direct = json!({ "preset": "trusted_private_chat", "is_direct": true, "invite": [&bob.id] });
     let room = pair.one.post("/createRoom", &alice, direct).await.ok()["room_id"].as_str().unwrap().to_owned();
     assert_eq!(rooms_of(&pair.two, &bob, 1).await, [room.clone()]);
-    let mut noted = Value::Null;
-    for _ in 0..100 {
+    let noted = eventually("the chat is noted as a direct one", async || {
         let read = pair.two.get(&format!("/user/{}/account_data/m.direct", bob.id), &bob).await;
-        if read.status == 200 {
-            noted = read.ok();
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        (read.status == 200).then(|| read.ok())
+    })
+    .await;
     assert_eq!(noted, json!({ &alice.id: [room] }));
     // One to a room that is no direct chat waits.
     pair.one.post("/createRoom", &alice, json!({ "invite": [&bob.id] })).await.ok();
@@ -266,15 +260,13 @@ async fn an_administrator_has_what_somebody_said_redacted() {
     house.post(&path, &alice, json!({ "rooms": [], "limit": -1 })).await.refused(400, "M_UNKNOWN");
     let asked = house.post(&path, &alice, json!({ "rooms": [], "reason": "spam" })).await.ok();
     let status = format!("{V1}/user/redact_status/{}", asked["redact_id"].as_str().unwrap());
-    for tries in 0.. {
+    let done = eventually("all is redacted", async || {
         let said = house.get(&status, &alice).await.ok();
-        if said["status"] == "complete" {
-            assert_eq!(said["failed_redactions"], json!({}));
-            break;
-        }
-        assert!(tries < 200 && said["status"] == "active", "{said}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+        assert!(said["status"] == "complete" || said["status"] == "active", "{said}");
+        (said["status"] == "complete").then_some(said)
+    })
+    .await;
+    assert_eq!(done["failed_redactions"], json!({}));
     assert_eq!(seen(&house, &alice, &room).await, [] as [&str; 0]);
     house.get(&format!("{V1}/user/redact_status/none"), &alice).await.refused(404, "M_NOT_FOUND");
 }

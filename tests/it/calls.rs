@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use snug::base::{Clock, Random};
 use snug::client::{LiveKit, PresenceMode, TurnLogin};
 
-use crate::rooms::{create, q};
+use crate::rooms::{create, eventually, q};
 use crate::server::{Pair, TestServer, TestUser};
 
 const DELAYED: &str = "/_matrix/client/unstable/org.matrix.msc4140";
@@ -91,7 +92,9 @@ async fn without_presence_everybody_is_offline() {
 
 #[tokio::test]
 async fn an_event_is_sent_when_its_time_has_come() {
-    let house = TestServer::start().await;
+    // Later than all files, whose times a start takes for known to have passed.
+    let clock = Clock::simulated(Clock::real().now_ms() + 86_400_000);
+    let house = TestServer::start_at(clock.clone(), Random::os(), |_| {}).await;
     let (alice, bob) = (house.register("alice").await, house.register("bob").await);
     let room = shared_room(&house, &alice, &bob).await;
     let send = |txn: &str, delay: u64| {
@@ -118,15 +121,24 @@ async fn an_event_is_sent_when_its_time_has_come() {
     let house = house.restart().await;
     let path = format!("/rooms/{}/state/org.example.call/x", q(&room));
     house.get(&path, &alice).await.refused(404, "M_NOT_FOUND");
-    let mut tries = 0;
-    while house.get(&path, &alice).await.status != 200 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        tries += 1;
-        assert!(tries < 100, "it is sent");
-    }
-    let ended = house.get(&format!("{DELAYED}/delayed_events/{soon}"), &alice).await.ok();
+    clock.advance(Duration::from_millis(1500));
+    eventually("it is sent", async || {
+        clock.advance(Duration::from_millis(50));
+        (house.get(&path, &alice).await.status == 200).then_some(())
+    })
+    .await;
+    // That it is over is written once it is sent.
+    let over = async |id: &str, who: &TestUser| {
+        eventually("it is over", async || {
+            clock.advance(Duration::from_millis(50));
+            let ended = house.get(&format!("{DELAYED}/delayed_events/{id}"), who).await.ok();
+            ended["finalised_ts"].as_u64().is_some().then_some(ended)
+        })
+        .await
+    };
+    let ended = over(&soon, &alice).await;
     let event = ended["event_id"].as_str().unwrap();
-    assert!(ended["finalised_ts"].as_u64().is_some() && ended.get("error").is_none());
+    assert!(ended.get("error").is_none());
     let event = format!("/rooms/{}/event/{}", q(&room), q(event));
     let shown = house.get(&event, &alice).await.ok();
     assert_eq!(shown["unsigned"]["org.matrix.msc4140.delay_id"], soon);
@@ -149,15 +161,8 @@ async fn an_event_is_sent_when_its_time_has_come() {
     let body = json!({ "delay_ms": 300, "state_key": "", "content": { "name": "no" } });
     let path = format!("{DELAYED}/rooms/{}/delayed_event/m.room.name/t", q(&room));
     let refused = id(house.put(&path, &bob, body).await.ok());
-    let path = format!("{DELAYED}/delayed_events/{refused}");
-    let mut ended = house.get(&path, &bob).await.ok();
-    for _ in 0..100 {
-        if ended.get("finalised_ts").is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        ended = house.get(&path, &bob).await.ok();
-    }
+    clock.advance(Duration::from_millis(300));
+    let ended = over(&refused, &bob).await;
     assert_eq!(ended["error"]["errcode"], "M_FORBIDDEN");
     assert_eq!(house.get("/_matrix/client/v1/delayed_events", &bob).await.ok(), json!({ "delayed_events": [] }));
     house.stop().await;
@@ -301,27 +306,19 @@ async fn people_of_two_servers_see_each_other_and_meet_in_a_call() {
             .flatten()
             .any(|event| event["event_id"] == sent["event_id"] && event["msc4354_sticky"]["duration_ms"] == 600_000)
     };
-    let mut told = sync(two, &bob, "set_presence=offline").await;
-    for _ in 0..150 {
-        if is_sticky(&told) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        told = sync(two, &bob, "set_presence=offline").await;
-    }
-    assert!(is_sticky(&told), "{told}");
+    eventually("the sticky event comes", async || {
+        is_sticky(&sync(two, &bob, "set_presence=offline").await).then_some(())
+    })
+    .await;
     sync(one, &alice, "").await;
     let body = json!({ "presence": "unavailable", "status_msg": "far away" });
     two.put(&format!("/presence/{}/status", q(&bob.id)), &bob, body).await.ok();
     let path = format!("/presence/{}/status", q(&bob.id));
-    let mut shown = one.get(&path, &alice).await.ok();
-    for _ in 0..150 {
-        if shown["presence"] == "unavailable" {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        shown = one.get(&path, &alice).await.ok();
-    }
+    let shown = eventually("it is told who is there", async || {
+        let shown = one.get(&path, &alice).await.ok();
+        (shown["presence"] == "unavailable").then_some(shown)
+    })
+    .await;
     assert_eq!((&shown["presence"], &shown["status_msg"]), (&json!("unavailable"), &json!("far away")));
     assert_eq!(presence(&sync(one, &alice, "").await, &bob).unwrap()["status_msg"], "far away");
 

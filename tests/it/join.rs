@@ -22,6 +22,7 @@ use crate::lab::hostile::Mode;
 use crate::lab::render::Rendered;
 use crate::lab::resident::{Dials, Resident, lock};
 use crate::lab::room::{self as made, RESIDENT};
+use crate::rooms::{PATIENCE, eventually};
 use crate::server::{Folder, Reply, TestServer, TestUser};
 use snug::store::tables::room::{current_state, join};
 
@@ -197,17 +198,12 @@ async fn a_join_that_was_interrupted_goes_on_at_the_next_start() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(stored(&visit.house) >= 500, "what came is kept while nobody answers");
     *lock(&visit.resident.shared.dials) = Dials::default();
-    let resumed = || {
+    eventually("the join goes on to its end", async || {
         let read = visit.house.server().store.read().unwrap();
         let num = room::num(&read, &visit.room_id).unwrap()?;
-        Some(room::get(&read, num).unwrap()?.status == room::Status::Resident)
-    };
-    for _ in 0..3000 {
-        if resumed() == Some(true) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        (room::get(&read, num).unwrap()?.status == room::Status::Resident).then_some(())
+    })
+    .await;
     visit.check_state();
     assert_eq!(*lock(&visit.resident.shared.stats.complaints), Vec::<String>::new());
     visit.house.stop().await;
@@ -221,12 +217,8 @@ async fn a_join_under_way_is_cancelled_by_the_command() {
     assert!(asked.await.unwrap().is_err());
     visit.is_clean();
     // It stays on the list until its leave was sent: who asks again meanwhile waits for that.
-    for _ in 0..500 {
-        if visit.house.server().rooms.joins().is_empty() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let joins = || visit.house.server().rooms.joins();
+    eventually("its leave was sent", async || joins().is_empty().then_some(())).await;
     assert!(cancel(visit.house.data_dir(), &visit.room_id).contains("no join of"));
     visit.house.stop().await;
 }
@@ -246,9 +238,7 @@ async fn a_join_that_was_interrupted_is_cancelled_on_the_stopped_server() {
     };
     visit.house = visit.house.restart_after(meanwhile).await;
     assert!(asked.await.unwrap().is_err());
-    while !journals(&visit.house).is_empty() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    no_journals(&visit.house).await;
     visit.is_clean();
     visit.house.stop().await;
 }
@@ -261,9 +251,7 @@ async fn a_join_that_was_interrupted_leaves_a_room_that_is_here_as_it_is() {
     let mut old = journals(&visit.house).remove(0).1;
     *lock(&visit.resident.shared.dials) = Dials::default();
     asked.await.unwrap().unwrap();
-    while !journals(&visit.house).is_empty() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    no_journals(&visit.house).await;
     (old.batches, old.events, old.bytes, old.nodes) = (0, 0, 0, 0);
     let write = move |w: &mut snug::store::Write<'_>| {
         let num = join::new_join(w)?;
@@ -276,9 +264,7 @@ async fn a_join_that_was_interrupted_leaves_a_room_that_is_here_as_it_is() {
     };
     let before = row(&visit);
     visit.house = visit.house.restart().await;
-    while !journals(&visit.house).is_empty() {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    no_journals(&visit.house).await;
     assert_eq!(row(&visit), before);
     visit.check_state();
     visit.house.stop().await;
@@ -300,10 +286,11 @@ async fn joins_that_were_interrupted_do_not_wait_for_each_other() {
     lock(&visit.resident.shared.dials).deaf = true;
     visit.house = visit.house.restart().await;
     assert!(asked.await.unwrap().is_err());
+    // A worker reads which there are once the server is open.
+    let joins = || visit.house.server().rooms.joins();
+    eventually("both go on", async || (joins().len() == 2).then_some(())).await;
     assert!(cancel(visit.house.data_dir(), "!other:resident.load.test").contains("ends at its next step"));
-    while journals(&visit.house).len() > 1 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("one is over", async || (journals(&visit.house).len() == 1).then_some(())).await;
     assert!(stored(&visit.house) >= 500, "the first one waits still");
     let (rooms, user, room) =
         (visit.house.server().rooms.clone(), UserId::parse(USER).unwrap(), RoomId::parse(&visit.room_id).unwrap());
@@ -335,6 +322,10 @@ async fn hanging() -> (Visit, tokio::task::JoinHandle<Result<(), snug::room::Err
 /// Events of the join under way.
 fn stored(house: &TestServer) -> u64 {
     journals(house).first().map_or(0, |(_, journal)| journal.events)
+}
+
+async fn no_journals(house: &TestServer) {
+    eventually("no join is under way", async || journals(house).is_empty().then_some(())).await;
 }
 
 fn journals(house: &TestServer) -> Vec<(join::JoinNum, join::Journal)> {
@@ -440,7 +431,7 @@ async fn a_room_above_the_boards_measure_is_refused_whoever_allows_it() {
 async fn what_no_honest_server_sends_is_refused_and_leaves_nothing() {
     for mode in [Mode::DeepNesting, Mode::MissingAuth, Mode::Cut, Mode::WrongType, Mode::RepeatedField] {
         let visit = Visit::to(made::Dials::xs(), Dials { hostile: Some(mode), ..Dials::default() }, "pi-zero-2w").await;
-        let failed = tokio::time::timeout(Duration::from_secs(60), visit.join()).await.expect("it ends");
+        let failed = tokio::time::timeout(PATIENCE, visit.join()).await.expect("it ends");
         assert!(failed.is_err(), "{mode:?}");
         visit.is_clean();
         visit.house.stop().await;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use crate::rooms::eventually;
 use crate::server::{Pair, TestServer, TestUser};
 
 fn signed(who: &TestUser, key: &str) -> Value {
@@ -163,7 +164,7 @@ async fn keys_and_messages_of_another_server() {
     let pair = Pair::start().await;
     let (alice, bob) = (pair.one.register("alice").await, pair.two.register("bob").await);
     upload(&pair.two, &bob).await;
-    let query = json!({ "device_keys": { &bob.id: [], "@nobody:gone.load.test": [] }, "timeout": 3000 });
+    let query = json!({ "device_keys": { &bob.id: [], "@nobody:gone.load.test": [] }, "timeout": 60_000 });
     let answer = pair.one.post("/keys/query", &alice, query).await.ok();
     assert_eq!(answer["device_keys"][&bob.id][&bob.device]["keys"], device_keys(&bob)["keys"]);
     assert!(answer["failures"]["gone.load.test"].is_object());
@@ -175,14 +176,13 @@ async fn keys_and_messages_of_another_server() {
     let body = json!({ "messages": { &bob.id: { &bob.device: { "over": "there" } } } });
     pair.one.put("/sendToDevice/org.example/1", &alice, body).await.ok();
     let mut since = String::new();
-    for _ in 0..20 {
+    let event = eventually("the message arrives", async || {
         let sync = pair.two.get(&format!("/sync?timeout=1000{since}"), &bob).await.ok();
-        if let Some(event) = sync.pointer("/to_device/events/0") {
-            return assert_eq!(event["content"], json!({ "over": "there" }));
-        }
         since = format!("&since={}", sync["next_batch"].as_str().unwrap());
-    }
-    panic!("the message never arrived");
+        sync.pointer("/to_device/events/0").cloned()
+    })
+    .await;
+    assert_eq!(event["content"], json!({ "over": "there" }));
 }
 
 #[tokio::test]
@@ -194,15 +194,13 @@ async fn new_keys_of_somebody_elsewhere_are_told_to_whom_they_share_a_room_with(
     pair.two.post(&format!("/join/{room}?server_name=one.load.test"), &bob, json!({})).await.ok();
     let mut since = pair.one.get("/sync?timeout=0", &alice).await.ok()["next_batch"].as_str().unwrap().to_owned();
     upload(&pair.two, &bob).await;
-    for _ in 0..20 {
+    let (from, to) = eventually("alice is told of the new keys", async || {
         let sync = pair.one.get(&format!("/sync?timeout=1000&since={since}"), &alice).await.ok();
         let changed = sync.pointer("/device_lists/changed").and_then(Value::as_array).cloned().unwrap_or_default();
-        if changed.contains(&json!(bob.id)) {
-            let to = sync["next_batch"].as_str().unwrap();
-            let changes = pair.one.get(&format!("/keys/changes?from={since}&to={to}"), &alice).await.ok();
-            return assert_eq!(changes["changed"], json!([bob.id]));
-        }
-        since = sync["next_batch"].as_str().unwrap().to_owned();
-    }
-    panic!("nobody was told of the new keys");
+        let from = std::mem::replace(&mut since, sync["next_batch"].as_str().unwrap().to_owned());
+        changed.contains(&json!(bob.id)).then(|| (from, since.clone()))
+    })
+    .await;
+    let changes = pair.one.get(&format!("/keys/changes?from={from}&to={to}"), &alice).await.ok();
+    assert_eq!(changes["changed"], json!([bob.id]));
 }

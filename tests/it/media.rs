@@ -1,10 +1,11 @@
 //! Files.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use serde_json::json;
 use snug::config::Config;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 use crate::commands::good;
 use crate::lab::certificates::Certificates;
@@ -139,7 +140,8 @@ async fn what_cannot_be_made_smaller_is_shown_as_it_is() {
         }
     }
     let pictures = house.server().budget.account("pictures");
-    assert_eq!((pictures.used(), pictures.refusals()), (0, 0));
+    eventually("all is paid back", async || (pictures.used() == 0).then_some(())).await;
+    assert_eq!(pictures.refusals(), 0);
 }
 
 #[tokio::test]
@@ -251,6 +253,10 @@ async fn another_servers_file_is_kept() {
     gone.refused(404, "M_NOT_FOUND");
 
     // Its server is gone, and this one was started again: it is on the disk.
+    eventually("the file is kept", async || {
+        (pair.one.server().media.usage().await.unwrap().remote_bytes == 300_000).then_some(())
+    })
+    .await;
     pair.two.stop().await;
     let house = pair.one.restart().await;
     let bearer = format!("Bearer {}", alice.token);
@@ -260,7 +266,8 @@ async fn another_servers_file_is_kept() {
     assert_eq!(part.headers["etag"], got.headers["etag"]);
     let usage = house.server().media.usage().await.unwrap();
     assert_eq!((usage.local_bytes, usage.remote_bytes, usage.disk_bytes), (0, 300_000, 300_000));
-    assert_eq!(house.server().media.remove_remote(1).await.unwrap(), (0, 0));
+    // Of two days, since the last one may just have begun.
+    assert_eq!(house.server().media.remove_remote(2).await.unwrap(), (0, 0));
     assert_eq!(house.server().media.remove_remote(0).await.unwrap(), (1, 300_000));
     assert_eq!(house.server().media.usage().await.unwrap().disk_bytes, 0);
     assert_ne!(house.get(&path, &alice).await.status, 200);
@@ -345,8 +352,9 @@ async fn many_who_ask_for_one_file_cost_one_transfer() {
         let bearer = format!("Bearer {}", alice.token);
         visit.house.send("GET", &path, &[("authorization", &bearer), ("range", range)], Vec::new()).await
     };
-    let (six, first, last) = tokio::join!(
-        async { tokio::join!(ask(), ask(), ask(), ask(), ask(), ask()) },
+    // As many as all have memory at once: who waits for it might be the one whose answer is waited for.
+    let (five, first, last) = tokio::join!(
+        async { tokio::join!(ask(), ask(), ask(), ask(), ask()) },
         async {
             let first = part("bytes=10-19").await;
             // The rest comes once its beginning was answered.
@@ -355,7 +363,7 @@ async fn many_who_ask_for_one_file_cost_one_transfer() {
         },
         part("bytes=-10"),
     );
-    for one in [six.0, six.1, six.2, six.3, six.4, six.5] {
+    for one in [five.0, five.1, five.2, five.3, five.4] {
         assert_eq!((one.status, one.bytes.len(), one.bytes == whole), (200, whole.len(), true));
     }
     assert_eq!((first.status, &first.bytes[..]), (206, &whole[10..20]));
@@ -367,7 +375,8 @@ async fn many_who_ask_for_one_file_cost_one_transfer() {
     assert_eq!(last.headers["content-range"], format!("bytes {}-{}/{BYTES}", BYTES - 10, BYTES - 1));
     assert_eq!(visit.asked(), 1);
     assert_eq!((ask().await.bytes == whole, visit.asked(), visit.staged()), (true, 1, 0));
-    assert_eq!(visit.house.server().budget.account("media").used(), 0);
+    let media = visit.house.server().budget.account("media");
+    eventually("all is paid back", async || (media.used() == 0).then_some(())).await;
     assert_eq!(visit.resident.shared.stats.forged.load(Ordering::Relaxed), 0);
 }
 
@@ -394,19 +403,27 @@ async fn a_transfer_that_breaks_off_is_begun_again_and_at_last_given_up() {
 async fn what_nobody_waits_for_any_more_is_had_when_it_is_small() {
     let visit = Visit::start(Dials::default(), |config| config.media.remote_bytes_max = Some(100 << 20)).await;
     let alice = visit.house.register("alice").await;
-    for (bytes, bytes_per_second, kept) in [(400_000, 400_000, 400_000), (20 << 20, 8 << 20, 0)] {
-        let path = file(bytes);
-        visit.dial(|dials| dials.bytes_per_second = bytes_per_second);
-        let asking = tokio::time::timeout(Duration::from_millis(400), visit.house.get(&path, &alice));
-        assert!(asking.await.is_err(), "it takes longer");
-        let usage = async || visit.house.server().media.usage().await.unwrap().remote_bytes;
-        for _ in 0..200 {
-            if usage().await == kept && visit.staged() == 0 {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        assert_eq!((usage().await, visit.staged()), (kept, 0), "{bytes}");
+    let media = visit.house.server().budget.account("media");
+    for (bytes, kept) in [(400_000, 400_000), (20 << 20, 0)] {
+        // Half of it comes, and goes away again who asked.
+        visit.dial(|dials| dials.hang_at_percent = Some(50));
+        let (path, token) = (file(bytes), &alice.token);
+        let asking = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {token}\r\n\r\n");
+        let mut stream = TcpStream::connect(visit.house.address()).await.unwrap();
+        stream.write_all(asking.as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200");
+        assert_eq!(visit.staged(), 1);
+        let read = media.used();
+        drop(stream);
+        eventually("nobody reads it any more", async || (media.used() < read).then_some(())).await;
+        visit.dial(|dials| dials.hang_at_percent = None);
+        eventually(&format!("of {bytes} bytes {kept} are kept"), async || {
+            let usage = visit.house.server().media.usage().await.unwrap().remote_bytes;
+            (usage == kept && visit.staged() == 0).then_some(())
+        })
+        .await;
         visit.house.server().media.remove_remote(0).await.unwrap();
     }
 }
@@ -419,15 +436,13 @@ async fn kept_files_have_a_bound_and_larger_ones_pass_through() {
     for bytes in [200_000, 200_001, 200_002, 200_003, 200_004, 200_005] {
         assert_eq!(visit.house.get(&file(bytes), &alice).await.bytes.len() as u64, bytes);
     }
-    for _ in 0..100 {
-        if usage().await.remote_bytes <= 1_000_000 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let now = usage().await;
+    // The rows go first, and then the files.
+    let now = eventually("what is too much is gone", async || {
+        let now = usage().await;
+        (now.remote_bytes <= 1_000_000 && now.disk_bytes == now.remote_bytes).then_some(now)
+    })
+    .await;
     assert!((800_000..=1_000_000).contains(&now.remote_bytes), "{now:?}");
-    assert_eq!(now.disk_bytes, now.remote_bytes);
     let asked = visit.asked();
     for _ in 0..2 {
         assert_eq!(visit.house.get(&file(300_000), &alice).await.bytes, media_bytes(0, 300_000));
@@ -488,7 +503,7 @@ async fn the_operator_sees_what_files_take_and_removes_them() {
     let said = snug(&["media"]).await;
     assert!(said.contains("files of accounts here      4.9 KiB\n") && said.contains(&alice.id), "{said}");
     assert!(said.contains("kept of other servers       29.3 KiB of "), "{said}");
-    assert_eq!(snug(&["media", "remove-remote", "--unused-days", "1"]).await, "There is no such file.\n");
+    assert_eq!(snug(&["media", "remove-remote", "--unused-days", "2"]).await, "There is no such file.\n");
     assert_eq!(snug(&["media", "remove-remote"]).await, "1 file was removed; it took 29.3 KiB.\n");
     let uri = format!("mxc://{id}");
     assert_eq!(snug(&["media", "remove", &uri]).await, format!("{uri} is removed.\n"));
@@ -506,6 +521,8 @@ async fn another_servers_thumbnail_is_kept() {
     let small = |query: &str| format!("/_matrix/client/v1/media/thumbnail/{id}?{query}");
     let first = pair.one.get(&small("width=300&height=200"), &alice).await;
     assert_eq!((first.status, picture::size(&first.bytes)), (200, (320, 160)));
+    eventually("it is kept", async || (pair.one.server().media.usage().await.unwrap().remote_bytes > 0).then_some(()))
+        .await;
     // Its server is gone: in this shape it is here, in no other.
     pair.two.stop().await;
     for query in ["width=300&height=200&method=scale", "width=320&height=240"] {

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use snug::base::{Clock, Random};
 
+use crate::rooms::eventually;
 use crate::server::{TestServer, TestUser, answer_each};
 
 const LOCK: &str = "/_matrix/client/v1/admin/lock/";
@@ -215,14 +216,24 @@ impl Bot {
     }
 
     async fn told(&self, count: usize) -> Vec<Told> {
-        for _ in 0..600 {
-            if self.told.lock().unwrap().len() >= count {
-                return std::mem::take(&mut *self.told.lock().unwrap());
-            }
-            tokio::time::sleep(Duration::from_millis(25)).await;
-        }
-        panic!("the bot was not told");
+        eventually("the bot is told", async || {
+            let mut told = self.told.lock().unwrap();
+            (told.len() >= count).then(|| std::mem::take(&mut *told))
+        })
+        .await
     }
+}
+
+/// What `snug workers` is told of one of them.
+async fn worker(house: &TestServer, name: &str) -> Value {
+    let stream = tokio::net::UnixStream::connect(house.data_dir().join(snug::serve::SOCKET)).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = hyper::Request::get("/workers").header("host", "local").body(Full::<Bytes>::default()).unwrap();
+    let body = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    let listed: Value = serde_json::from_slice(&body).unwrap();
+    let found = listed["workers"].as_array().unwrap().iter().find(|worker| worker["name"] == name).cloned();
+    found.unwrap_or_else(|| panic!("no worker {name} in {listed}"))
 }
 
 /// What others have a proxy rewrite towards their bot is a setting, and nobody's own token leaves the server.
@@ -279,7 +290,13 @@ async fn reports_of_events_are_passed_on_to_a_bot() {
     *bot.status.lock().unwrap() = 503;
     report(&rude, "again").await;
     assert_eq!(bot.told(1).await[0].1["reason"], "again");
-    let settled = async || tokio::time::sleep(Duration::from_millis(300)).await;
+    // The worker is at it while the bot is told, and idle once it has noted what came of it and when it tries again.
+    let settled = async || {
+        eventually("the worker has noted what came of it", async || {
+            (worker(&house, "reports").await["doing"] == "idle").then_some(())
+        })
+        .await;
+    };
     for times in 1..5 {
         settled().await;
         report(&other, &format!("later {times}")).await;
@@ -296,7 +313,7 @@ async fn reports_of_events_are_passed_on_to_a_bot() {
     *bot.status.lock().unwrap() = 200;
     clock.advance(Duration::from_secs(3600));
     let told = bot.told(1).await;
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    settled().await;
     let rest = std::mem::take(&mut *bot.told.lock().unwrap());
     let mut reasons: Vec<_> = told.iter().chain(&rest).map(|(_, body, _)| body["reason"].clone()).collect();
     reasons.sort_by_key(ToString::to_string);

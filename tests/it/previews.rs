@@ -25,9 +25,14 @@ async fn site() -> Site {
         while let Ok((mut stream, _)) = listener.accept().await {
             let count = count.clone();
             tokio::spawn(async move {
-                let mut head = vec![0; 4096];
-                let read = stream.read(&mut head).await.unwrap_or(0);
-                let head = String::from_utf8_lossy(&head[..read]).into_owned();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    match stream.read_u8().await {
+                        Ok(byte) => head.push(byte),
+                        Err(_) => break,
+                    }
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
                 count.fetch_add(1, Ordering::Relaxed);
                 assert!(head.to_lowercase().contains("user-agent: snug/"), "{head}");
                 let (status, kind, body) = answer(head.split(' ').nth(1).unwrap_or_default());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::rooms::PATIENCE;
 use crate::server::{TestServer, TestUser};
 
 fn pusher(app_id: &str, pushkey: &str) -> Value {
@@ -155,7 +156,7 @@ async fn until(done: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it happens");
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it happens");
 }
 
 /// Alice and Bob in a room of theirs.

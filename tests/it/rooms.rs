@@ -22,6 +22,9 @@ pub async fn say(house: &TestServer, who: &TestUser, room: &str, text: &str) {
     house.put(&path, who, json!({ "msgtype": "m.text", "body": text })).await.ok();
 }
 
+/// How long a test waits for what must come, on whatever machine beside whatever load.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Looks until `found` gives something; what travels between servers takes its time.
 pub async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>) -> T {
     let began = Instant::now();
@@ -29,8 +32,8 @@ pub async fn eventually<T>(what: &str, mut found: impl AsyncFnMut() -> Option<T>
         if let Some(found) = found().await {
             return found;
         }
-        assert!(began.elapsed() < Duration::from_secs(30), "{what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(began.elapsed() < PATIENCE, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::lab::picture;
+use crate::rooms::eventually;
 use crate::server::{Pair, Reply, TestServer, TestUser};
 
 /// A scanner that speaks as clamd does, and ICAP. Harmful is what has that word in it.
@@ -102,7 +103,7 @@ async fn upload(house: &TestServer, who: &TestUser, kind: &str, bytes: &[u8]) ->
 }
 
 async fn download(house: &TestServer, who: &TestUser, id: &str) -> Reply {
-    house.get(&format!("/_matrix/client/v1/media/download/{id}?timeout_ms=5000"), who).await
+    house.get(&format!("/_matrix/client/v1/media/download/{id}?timeout_ms=60000"), who).await
 }
 
 fn scanned_by(config: &mut Config, scanner: &str) {
@@ -118,18 +119,20 @@ async fn administrator(house: &TestServer) -> TestUser {
 
 /// What the server told an administrator in the room of notices.
 async fn notices(house: &TestServer, who: &TestUser) -> Vec<String> {
-    for _ in 0..200 {
+    let room = eventually("an invite to the notices", async || {
         let synced = house.get("/sync", who).await.ok();
-        let invited = synced["rooms"]["invite"].as_object().and_then(|rooms| rooms.keys().next().cloned());
-        if let Some(room) = invited {
-            house.post(&format!("/join/{room}"), who, json!({})).await.ok();
-            let page = house.get(&format!("/rooms/{room}/messages?dir=b&limit=50"), who).await.ok();
-            let bodies = page["chunk"].as_array().unwrap().iter().filter_map(|event| event["content"]["body"].as_str());
-            return bodies.map(ToOwned::to_owned).collect();
-        }
-        tokio::time::sleep(Duration::from_millis(25)).await;
-    }
-    panic!("nothing was told");
+        synced["rooms"]["invite"].as_object().and_then(|rooms| rooms.keys().next().cloned())
+    })
+    .await;
+    house.post(&format!("/join/{room}"), who, json!({})).await.ok();
+    // What is told is said after the invite.
+    eventually("something is told", async || {
+        let page = house.get(&format!("/rooms/{room}/messages?dir=b&limit=50"), who).await.ok();
+        let bodies = page["chunk"].as_array().unwrap().iter().filter_map(|event| event["content"]["body"].as_str());
+        let bodies: Vec<_> = bodies.map(ToOwned::to_owned).collect();
+        (!bodies.is_empty()).then_some(bodies)
+    })
+    .await
 }
 
 #[tokio::test]
@@ -186,9 +189,7 @@ async fn a_file_is_given_out_once_it_was_called_clean() {
 #[tokio::test]
 async fn files_wait_for_a_scanner_that_is_away() {
     let lab = Lab::default();
-    let (port, task) = lab.open("127.0.0.1:0").await;
-    task.abort();
-    let _ = task.await;
+    let port = crate::server::free_port();
     let clock = Clock::simulated(1_700_000_000_000);
     let scanner = format!("clamd://127.0.0.1:{port}");
     let house = TestServer::start_at(clock.clone(), Random::seeded(3), |config| scanned_by(config, &scanner)).await;

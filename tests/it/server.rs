@@ -19,6 +19,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::lab::certificates::Certificates;
+use crate::rooms::eventually;
 use crate::wire::Wire;
 
 /// A running server with a folder of its own.
@@ -84,12 +85,19 @@ impl Down {
 pub struct Folder(PathBuf);
 
 impl Folder {
+    /// A new one: what a run that was killed left under the name of this process is not taken.
     pub fn new() -> Folder {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("snug-house-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let path = std::env::temp_dir().join(name);
-        std::fs::create_dir_all(&path).unwrap();
-        Folder(path)
+        loop {
+            let name = format!("snug-house-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+            let path = std::env::temp_dir().join(name);
+            match std::fs::create_dir(&path) {
+                Ok(()) => return Folder(path),
+                Err(error) => {
+                    assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists, "{}: {error}", path.display())
+                }
+            }
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -140,19 +148,28 @@ impl TestServer {
         TestServer::run(config, Profile::get(profile).unwrap(), Source::real(), Some(folder)).await
     }
 
+    /// Under a profile, with other settings, and with a clock of the test's: one that stands still gives no allowance back, however
+    /// long the requests take.
+    pub async fn start_under_at(profile: &str, clock: Clock, change: impl FnOnce(&mut Config)) -> TestServer {
+        let folder = Folder::new();
+        let mut config = settings(folder.path());
+        change(&mut config);
+        let source = Source { clock, random: Random::os() };
+        TestServer::run(config, Profile::get(profile).unwrap(), source, Some(folder)).await
+    }
+
     async fn run(config: Config, profile: Profile, source: Source, folder: Option<Folder>) -> TestServer {
         let Source { clock, random } = source.clone();
-        let build = || Server::build(&config, clock.clone(), random.clone(), Budget::from_profile(profile.clone()));
         // A thread of an earlier run may be reading the database to the end of what nobody waits for any more.
-        let mut tries = 0;
-        let mut server = loop {
-            match build().await {
-                Ok(server) => break server,
-                Err(error) => assert!(tries < 50 && error.to_string().contains("in use"), "{error}"),
+        let mut server = eventually("no other run has the database", async || {
+            let budget = Budget::from_profile(profile.clone());
+            match Server::build(&config, clock.clone(), random.clone(), budget).await {
+                Ok(server) => Some(server),
+                Err(error) if error.to_string().contains("in use") => None,
+                Err(error) => panic!("{error}"),
             }
-            tries += 1;
-            tokio::time::sleep(std::time::Duration::from_millis(40)).await;
-        };
+        })
+        .await;
         server.open().await.unwrap();
         TestServer { server, config, profile, source, _folder: folder }
     }
@@ -260,7 +277,8 @@ impl TestServer {
     pub async fn raw(&self, bytes: &str) -> String {
         let mut stream = TcpStream::connect(self.address()).await.unwrap();
         stream.write_all(bytes.as_bytes()).await.unwrap();
-        stream.shutdown().await.unwrap();
+        // A server that has answered may have hung up already.
+        let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         String::from_utf8_lossy(&answer).into_owned()
@@ -343,7 +361,8 @@ pub fn federates(config: &mut Config, name: &str, port: u16, reach: &[(&str, u16
 fn settings(folder: &Path) -> Config {
     let mut config = Config {
         data_dir: folder.join("data"),
-        listen: vec![SocketAddr::from(([127, 0, 0, 1], 0))],
+        // A port of its own also while it is stopped: one that the system chooses would be another test's by then.
+        listen: vec![SocketAddr::from(([127, 0, 0, 1], free_port()))],
         apps: Options {
             registration: Registration::Open,
             synapse_admin_api: true,

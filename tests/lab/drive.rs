@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// The name of the server under test; the lab's certificate covers it.
 pub const NAME: &str = "snug.load.test";
 /// How long a start may take: opening the database after a kill included.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(300);
 
 /// How to start the server.
 #[derive(Clone, Debug)]
@@ -51,14 +51,8 @@ impl Snug {
         let folder = control::cache().join(format!("snug-{}-{number}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let cgroup = setup.cap.and_then(|cap| Cgroup::new(&format!("snug-load-{}-{number}", std::process::id()), cap));
-        let mut snug = Snug {
-            setup: setup.clone(),
-            folder,
-            child: None,
-            client: free_address()?,
-            federation: free_address()?,
-            cgroup,
-        };
+        let [client, federation] = free_addresses()?;
+        let mut snug = Snug { setup: setup.clone(), folder, child: None, client, federation, cgroup };
         snug.write_config()?;
         if snug.cgroup.is_some() {
             snug.setup.binary = untouched(&snug.setup.binary, &snug.folder)?;
@@ -177,7 +171,7 @@ impl Snug {
         Command::new("kill").arg(child.id().to_string()).status()?;
         let began = Instant::now();
         while child.try_wait()?.is_none() {
-            if began.elapsed() > Duration::from_secs(30) {
+            if began.elapsed() > Duration::from_secs(120) {
                 child.kill()?;
                 child.wait()?;
                 return Err(io::Error::other("the server does not stop"));
@@ -302,11 +296,13 @@ fn names(list: &str, what: &str) -> bool {
     list.split(',').any(|name| name.trim() == what)
 }
 
-/// On a loopback address of this process: connections of others, which come from 127.0.0.1, cannot take the port before it is
-/// listened on.
-fn free_address() -> io::Result<SocketAddr> {
+/// Two, on a loopback address of this process: connections of others, which come from 127.0.0.1, cannot take the ports before they
+/// are listened on.
+fn free_addresses() -> io::Result<[SocketAddr; 2]> {
     let [_, high, middle, low] = std::process::id().to_be_bytes();
-    TcpListener::bind((Ipv4Addr::new(127, 64 | high & 63, middle, low), 0))?.local_addr()
+    let open = || TcpListener::bind((Ipv4Addr::new(127, 64 | high & 63, middle, low), 0));
+    let (one, other) = (open()?, open()?);
+    Ok([one.local_addr()?, other.local_addr()?])
 }
 
 fn allocated(folder: &Path) -> u64 {

@@ -266,7 +266,7 @@ pub fn read_answer(pipe: &mut impl BufRead, bodiless: bool, bytes_max: usize) ->
 
 impl Client {
     pub fn new(target: Target) -> Client {
-        Client { target, timeout: Duration::from_secs(60), pipe: None }
+        Client { target, timeout: Duration::from_secs(300), pipe: None }
     }
 
     pub fn with_timeout(self, timeout: Duration) -> Client {
@@ -274,7 +274,7 @@ impl Client {
     }
 
     fn connect(&self) -> io::Result<BufReader<Box<dyn Pipe>>> {
-        let socket = TcpStream::connect_timeout(&self.target.address, Duration::from_secs(10))?;
+        let socket = TcpStream::connect_timeout(&self.target.address, Duration::from_secs(60))?;
         socket.set_nodelay(true)?;
         socket.set_read_timeout(Some(self.timeout))?;
         socket.set_write_timeout(Some(self.timeout))?;
