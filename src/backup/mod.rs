@@ -280,7 +280,7 @@ impl Backups {
     async fn make_as(&self, turn: Turn, order: Order, is_scheduled: bool) -> Result<String, Error> {
         let target = order.target.clone();
         let done = self.run(order).await;
-        let at_ms = self.0.parts.clock.now_ms();
+        let at_ms = self.0.parts.clock.settled_ms();
         let said = done.as_ref().map(|(said, _)| said.clone()).map_err(ToString::to_string);
         self.0.now.lock().ended = Some(said.clone());
         drop(turn);
@@ -313,7 +313,7 @@ impl Backups {
         };
         let grant = account.take(STEP_BYTES.max(sealing)).await?;
         let (begun, keep_days) = (parts.clone(), order.keep_days);
-        let at_ms = parts.clock.now_ms();
+        let at_ms = parts.clock.settled_ms();
         let mut run = blocking(move || begin(begun, &order, at_ms)).await?;
         drop(grant);
         let mut bytes = STEP_BYTES;
@@ -370,10 +370,11 @@ impl Backups {
         let clock = &self.0.parts.clock;
         let mut told_ms = 0;
         loop {
-            let now_ms = clock.now_ms();
+            let now_ms = clock.settled_ms();
             let noted = self.status().map(|status| status.noted).unwrap_or_default();
             let due_ms = latest_due(now_ms, options.minute);
-            let made_ms = noted.scheduled_ms.unwrap_or(0);
+            // One of a clock that was ahead keeps none from being made.
+            let made_ms = noted.scheduled_ms.filter(|made_ms| *made_ms <= now_ms).unwrap_or(0);
             if made_ms < due_ms {
                 worker.works_on("making a backup");
                 match self.make_scheduled().await {
@@ -396,8 +397,9 @@ impl Backups {
                     }
                 }
             }
-            let now_ms = clock.now_ms();
-            let made = self.status().ok().and_then(|status| status.noted.scheduled_ms).unwrap_or(0);
+            let now_ms = clock.settled_ms();
+            let made = self.status().ok().and_then(|status| status.noted.scheduled_ms);
+            let made = made.filter(|made_ms| *made_ms <= now_ms).unwrap_or(0);
             let next = match made >= latest_due(now_ms, options.minute) {
                 true => Duration::from_millis(latest_due(now_ms, options.minute) + DAY_MS - now_ms).min(LOOK_MAX),
                 false => AGAIN,
@@ -426,7 +428,7 @@ impl Backups {
         let passphrase = match self.passphrase().await {
             Ok(passphrase) => passphrase,
             Err(failed) => {
-                let (at_ms, why) = (self.0.parts.clock.now_ms(), failed.to_string());
+                let (at_ms, why) = (self.0.parts.clock.settled_ms(), failed.to_string());
                 if let Err(failed) = self.0.parts.store.write(move |w| noted::failed(w, at_ms, &why)).await {
                     tracing::warn!(%failed, "that a backup failed cannot be noted");
                 }
@@ -451,7 +453,7 @@ impl Backups {
     /// When the schedule makes the next one, if nothing fails.
     pub fn next_ms(&self) -> Option<u64> {
         self.0.options.target.as_ref()?;
-        Some(latest_due(self.0.parts.clock.now_ms(), self.0.options.minute) + DAY_MS)
+        Some(latest_due(self.0.parts.clock.settled_ms(), self.0.options.minute) + DAY_MS)
     }
 
     /// The backups in the folder of the schedule, the newest first, or why they cannot be listed.

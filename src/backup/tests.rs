@@ -464,6 +464,26 @@ async fn an_interrupted_one_goes_on() {
     assert!(files_below(&house.target("to")).len() <= things + 2);
 }
 
+/// A wrong answer of NTP, ten years ahead, had all backups removed but the one of that night; and that one stayed the newest.
+#[tokio::test]
+async fn a_clock_that_is_years_ahead_removes_no_backup() {
+    let house = House::new("ahead");
+    let order = || Order { keep_days: Some(10), ..house.order("to") };
+    house.make(order()).await.unwrap();
+    house.clock.advance(Duration::from_millis(DAY_MS));
+    house.make(order()).await.unwrap();
+    house.clock.set_forward(Duration::from_millis(3650 * DAY_MS));
+    house.clock.advance(Duration::from_millis(DAY_MS));
+    house.make(order()).await.unwrap();
+    let stamps: Vec<_> = backups_in(&house.target("to")).unwrap().into_iter().map(|found| found.stamp).collect();
+    assert_eq!(stamps.len(), 3);
+    assert_eq!(stamps[0][..4], stamps[2][..4], "it is named by the time that is believed: {stamps:?}");
+    // It was right after all.
+    house.clock.advance(Duration::from_millis(3 * DAY_MS));
+    house.make(order()).await.unwrap();
+    assert_eq!(backups_in(&house.target("to")).unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn the_schedule_makes_one_a_day_and_tells_of_failures() {
     let mut house = House::new("daily");

@@ -8,6 +8,9 @@
 //! What needs the true time (certificates of others, signatures they shall believe, links that expire) asks
 //! [`Clock::is_plausible`] and waits. When the true time comes, what was noted before lies behind it by the jump;
 //! [`Clock::corrected_ms`] says when such a thing really was.
+//!
+//! What removes things for their age goes by [`Clock::settled_ms`], which does not follow a clock that jumps far ahead before it has
+//! stood there for a while (`settled.rs`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,6 +19,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+
+use super::date::{date, span};
+use super::settled::{Found, JUMP_MS_MAX, Settled};
 
 /// The program was written later than this, in unix milliseconds: no right clock says less. A board's own first date
 /// (1970, 2000, the day its system was made) is far before. To be raised with a release, never to a day still to come.
@@ -45,6 +51,28 @@ struct Inner {
     /// The source was behind what is plausible when it was last read.
     is_unset: AtomicBool,
     jump: Mutex<Option<Jump>>,
+    /// None before the time is known at all.
+    settled: Mutex<Option<Settled>>,
+}
+
+/// What the next run is told of the time, in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptTime {
+    /// The latest time given out.
+    pub latest_ms: u64,
+    /// What things are removed by; none where that is not known.
+    pub settled_ms: Option<u64>,
+    /// How far the clock was ahead of it, and for how long of the time that the server ran; 0 where it was not doubted.
+    pub ahead_ms: u64,
+    pub stood_ms: u64,
+}
+
+/// A clock that jumped far ahead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Doubted {
+    pub ahead_ms: u64,
+    /// Then it is believed.
+    pub left_ms: u64,
 }
 
 /// The last time that a clock was set that had not been: times from the beginning of the run until then were too early.
@@ -87,6 +115,7 @@ impl Clock {
             is_trusted: AtomicBool::new(false),
             is_unset: AtomicBool::new(false),
             jump: Mutex::new(None),
+            settled: Mutex::new(None),
         }))
     }
 
@@ -138,6 +167,97 @@ impl Clock {
     /// From now on the machine's clock counts as right, unless it is before this program was written.
     pub fn trust(&self) {
         self.0.is_trusted.store(true, Ordering::Relaxed);
+    }
+
+    /// Unix time in milliseconds, for what removes things for their age: [`now_ms`](Clock::now_ms), but that a clock which jumps
+    /// far ahead is not followed before it has stood there for days.
+    pub fn settled_ms(&self) -> u64 {
+        let (read, passed) = (self.read_ms(), self.instant());
+        let is_set = read >= self.0.earliest_ms;
+        let is_trusted = is_set && self.0.is_trusted.load(Ordering::Relaxed);
+        let mut settled = self.0.settled.lock();
+        let known = match &mut *settled {
+            Some(known) => known,
+            None if is_set => settled.insert(Settled::new(read, passed)),
+            None => return self.now_ms(),
+        };
+        let found = known.look(read, passed, is_trusted);
+        let now_ms = known.now_ms(passed);
+        drop(settled);
+        match found {
+            Found::AsBefore => {}
+            Found::Ahead(ahead_ms) => tracing::warn!(
+                "the clock jumped to {}, {} ahead: nothing is removed for its age until it has stood there for three days",
+                date(read),
+                span(ahead_ms)
+            ),
+            Found::Believed => tracing::info!("the clock, which had jumped far ahead, is believed from now on"),
+        }
+        now_ms
+    }
+
+    /// How far `now_ms` is ahead of `settled_ms`.
+    pub fn doubted_ms(&self) -> u64 {
+        let settled_ms = self.settled_ms();
+        self.now_ms().saturating_sub(settled_ms)
+    }
+
+    /// Whether and how the clock is doubted, being far ahead.
+    pub fn doubt(&self) -> Option<Doubted> {
+        let (_, passed) = (self.settled_ms(), self.instant());
+        let (ahead_ms, left_ms) = (*self.0.settled.lock())?.doubt(passed)?;
+        Some(Doubted { ahead_ms, left_ms })
+    }
+
+    /// Whether the clock was far ahead in this run and is not any more, so that `now_ms` goes on from a time that never was.
+    pub fn was_ahead(&self) -> bool {
+        let (read, settled_ms, latest) = (self.read_ms(), self.settled_ms(), self.0.latest_ms.load(Ordering::Relaxed));
+        !self.is_near(read, latest) && self.is_back(read, settled_ms, latest)
+    }
+
+    /// Whether the clock agrees with the settled time, and the latest was far ahead of both.
+    fn is_back(&self, read_ms: u64, settled_ms: u64, latest_ms: u64) -> bool {
+        latest_ms > settled_ms + JUMP_MS_MAX && self.is_near(read_ms, settled_ms) && read_ms <= settled_ms + JUMP_MS_MAX
+    }
+
+    /// What is to be written down for the next run.
+    pub fn to_keep(&self) -> KeptTime {
+        let (latest_ms, _, passed) = (self.now_ms(), self.settled_ms(), self.instant());
+        let settled = self.0.settled.lock().map(|settled| settled.to_keep(passed));
+        let (settled_ms, ahead_ms, stood_ms) =
+            settled.map_or((None, 0, 0), |(at, ahead, stood)| (Some(at), ahead, stood));
+        KeptTime { latest_ms, settled_ms, ahead_ms, stood_ms }
+    }
+
+    /// Whether the settled time is known.
+    pub fn is_settled(&self) -> bool {
+        self.0.settled.lock().is_some()
+    }
+
+    /// Takes the settled time from what an earlier run wrote down.
+    pub fn settle(&self, kept: KeptTime) {
+        let (passed, settled_ms) = (self.instant(), kept.settled_ms.unwrap_or(kept.latest_ms));
+        *self.0.settled.lock() = Some(Settled::kept(settled_ms, kept.ahead_ms, kept.stood_ms, passed));
+    }
+
+    /// Tells the clock what an earlier run wrote down, as [`remember_ms`](Clock::remember_ms) with its latest time. False when that
+    /// was wrong, since the clock was far ahead then: all that is known of it is forgotten.
+    pub fn remember(&self, kept: KeptTime) -> bool {
+        let (read, passed) = (self.read_ms(), self.instant().as_millis() as u64);
+        self.settle(kept);
+        let latest = self.0.latest_ms.load(Ordering::Relaxed).max(kept.latest_ms);
+        if let Some(settled_ms) = kept.settled_ms.filter(|settled_ms| self.is_back(read, *settled_ms, latest)) {
+            let ms = settled_ms.max(read);
+            self.0.origin_ms.store(ms.saturating_sub(passed), Ordering::Relaxed);
+            self.0.latest_ms.store(ms, Ordering::Relaxed);
+            self.0.is_unset.store(false, Ordering::Relaxed);
+            return false;
+        }
+        let is_right = self.remember_ms(kept.latest_ms);
+        if !is_right {
+            self.settle(KeptTime { latest_ms: read, settled_ms: None, ahead_ms: 0, stood_ms: 0 });
+        }
+        is_right
     }
 
     /// A time given out in this run, as it is known now: one from before the clock was set is moved by what it was wrong
@@ -322,6 +442,53 @@ mod tests {
         clock.trust();
         assert!(!clock.remember_ms(EARLIEST_MS * 2));
         assert_eq!((clock.now_ms(), clock.is_plausible()), (EARLIEST_MS, true));
+    }
+
+    const YEARS_MS: u64 = 10 * 365 * BEHIND_MS_MAX;
+
+    /// A wrong answer of NTP, ten years ahead, had backups, old messages and guests removed within the hour.
+    #[test]
+    fn a_clock_that_is_years_ahead_removes_nothing() {
+        let clock = Clock::simulated(2 * EARLIEST_MS);
+        assert_eq!(clock.settled_ms(), 2 * EARLIEST_MS);
+        clock.set_forward(Duration::from_millis(YEARS_MS));
+        clock.advance(Duration::from_secs(3600));
+        assert_eq!(clock.now_ms(), 2 * EARLIEST_MS + 3_600_000 + YEARS_MS);
+        assert_eq!((clock.settled_ms(), clock.doubted_ms()), (2 * EARLIEST_MS + 3_600_000, YEARS_MS));
+        assert_eq!(clock.doubt().map(|doubted| doubted.ahead_ms), Some(YEARS_MS));
+        assert!(!clock.was_ahead());
+        clock.advance(Duration::from_millis(4 * BEHIND_MS_MAX));
+        assert_eq!((clock.settled_ms(), clock.doubt()), (clock.now_ms(), None), "it was right");
+    }
+
+    /// Who had NTP mend the clock had a server that believed the true time to be the wrong one, for ever.
+    #[test]
+    fn a_start_after_the_clock_was_mended_forgets_that_it_was_ahead() {
+        let clock = Clock::simulated(2 * EARLIEST_MS);
+        clock.settled_ms();
+        clock.set_forward(Duration::from_millis(YEARS_MS));
+        clock.now_ms();
+        let kept = clock.to_keep();
+        assert_eq!((kept.settled_ms, kept.ahead_ms), (Some(2 * EARLIEST_MS), YEARS_MS));
+        // The next run, an hour later, with a clock that is right.
+        let right_ms = 2 * EARLIEST_MS + 3_600_000;
+        let clock = Clock::simulated(right_ms);
+        clock.remember_ms(kept.latest_ms); // The database's file was written then.
+        assert!(!clock.remember(kept));
+        assert_eq!((clock.now_ms(), clock.settled_ms(), clock.is_plausible()), (right_ms, right_ms, true));
+        // With a clock that is still wrong the doubt goes on.
+        let clock = Clock::simulated(right_ms + YEARS_MS);
+        assert!(clock.remember(kept));
+        assert_eq!((clock.now_ms(), clock.settled_ms()), (right_ms + YEARS_MS, 2 * EARLIEST_MS));
+    }
+
+    #[test]
+    fn a_clock_that_is_mended_in_the_same_run_is_known_to_have_been_ahead() {
+        let clock = Clock::simulated(2 * EARLIEST_MS);
+        clock.settled_ms();
+        clock.remember_ms(2 * EARLIEST_MS + YEARS_MS);
+        assert!(clock.was_ahead() && !clock.is_plausible());
+        assert_eq!(clock.settled_ms(), 2 * EARLIEST_MS);
     }
 
     #[tokio::test]

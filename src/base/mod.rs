@@ -5,7 +5,7 @@
 //! Owns the only calls to the system's clocks, to its randomness and to the runtime's blocking pool, so that tests
 //! can hand in their own. Names no other part.
 //!
-//! Reading order: `clock.rs`, `random.rs`, `pace.rs`, `quiet.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
+//! Reading order: `clock.rs`, `settled.rs`, `random.rs`, `pace.rs`, `quiet.rs`, `blocking.rs`, `lane.rs`, `live.rs`, `panics.rs`, `worker.rs`, `keyed_lock.rs`,
 //! `shares.rs`, `recent.rs`, `chunks.rs`, `ranked.rs`, `hex.rs`, `small_file.rs`, `private.rs`.
 
 #[cfg(test)]
@@ -26,13 +26,14 @@ mod quiet;
 mod random;
 mod ranked;
 mod recent;
+mod settled;
 pub mod shares;
 mod small_file;
 mod worker;
 
 pub use blocking::{block_on_until, blocking, detached, joined, unbroken};
 pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, stepped, written};
-pub use clock::{Clock, Deadline, EARLIEST_MS, StopWatch};
+pub use clock::{Clock, Deadline, Doubted, EARLIEST_MS, KeptTime, StopWatch};
 pub use date::{date, span, timestamp};
 pub use fold::fold;
 pub use hex::unhex;

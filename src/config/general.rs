@@ -209,7 +209,8 @@ pub const SETTINGS: &[Setting] = &[
         "false",
         "Whether the machine's clock is right whatever this server remembers. A board without a battery starts in 1970, so a clock that \
          is a day behind the latest time known is not believed, and other servers are not asked before it is set. Set this to \
-         true when the clock was once in the future by mistake, and start Snug once.",
+         true when the clock was once in the future by mistake, and start Snug once; or when it jumped ahead by more than a week and is \
+         right, which is doubted for three days otherwise: meanwhile nothing is removed for its age.",
         |config, given| Ok(config.trust_clock = given.flag()?),
     ),
     optional(

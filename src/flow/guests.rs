@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_secs(6 * 60 * 60);
 pub async fn keep_guests(users: &Users, rooms: &Rooms, unused_days: u64, clock: &Clock, worker: &Worker) {
     loop {
         worker.works_on("closing the accounts of guests who are gone");
-        let before_ms = clock.now_ms().saturating_sub(unused_days.saturating_mul(DAY_MS));
+        let before_ms = clock.settled_ms().saturating_sub(unused_days.saturating_mul(DAY_MS));
         if let Err(failed) = close_unused(users, rooms, before_ms, worker).await {
             tracing::warn!(%failed, "accounts of guests could not be closed; this is tried again");
             worker.failed(failed);

@@ -74,7 +74,7 @@ impl Media {
     }
 
     pub(super) fn today(&self) -> u32 {
-        (self.0.parts.clock.now_ms() / DAY_MS) as u32
+        (self.0.parts.clock.settled_ms() / DAY_MS) as u32
     }
 
     /// Removes what is to go, as it becomes due.

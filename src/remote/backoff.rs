@@ -197,7 +197,8 @@ impl Backoff {
             let read = store.read()?;
             names.iter().map(|name| server::standing(&read, name)).collect::<crate::store::Result<Vec<_>>>()
         });
-        let stored = stored.await?;
+        let (stored, now) = (stored.await?, self.0.clock.now_ms());
+        let stored = stored.into_iter().map(|standing| standing.map(|standing| standing.within_reason(now)));
         let book = self.book();
         let newer = |name: &OwnedServerName| {
             let known = book.known.peek(name).map(|known| known.standing);
@@ -380,6 +381,8 @@ impl Backoff {
             tracing::warn!(%error, "the stored failures of a server could not be read");
             None
         });
+        let now = self.0.clock.now_ms();
+        let stored = stored.map(|standing| standing.within_reason(now));
         let mut book = self.book();
         // A newer change may have been noted meanwhile.
         let unsaved = book.unsaved.peek(server).copied();
@@ -503,6 +506,21 @@ mod tests {
         backoff.0.clock.set_forward(Duration::from_millis(2 * crate::base::EARLIEST_MS));
         assert!(backoff.admit(&server, true, Urgency::Later).await.is_ok());
         assert_eq!(backoff.retry_at_ms(&server).await, 0);
+    }
+
+    /// A server that failed while the clock was ten years ahead was not asked for ten years.
+    #[tokio::test]
+    async fn a_pause_of_years_is_none() {
+        let (store, server) = (Store::in_memory(), name("a.example"));
+        let (now, of) = (2 * crate::base::EARLIEST_MS, server.clone());
+        let standing = |ms: u64| Standing { failures: 3, retry_at_ms: now + ms };
+        let note = async |standing: Standing| {
+            let of = of.clone();
+            store.write(move |w| server::set_standing(w, &of, standing)).await.unwrap();
+            backoff(&store, &Clock::simulated(now)).retry_at_ms(&server).await
+        };
+        assert_eq!(note(standing(LONGEST_MS)).await, now + LONGEST_MS);
+        assert_eq!(note(standing(10 * 365 * 86_400_000)).await, now);
     }
 
     /// A server that contacts us and cannot be reached was tried anew after each of its requests.

@@ -144,7 +144,7 @@ impl Remote {
     }
 
     async fn sweep(&self, table: Table, most: u64, days_max: usize) -> store::Result<u64> {
-        let now_ms = self.0.clock.now_ms();
+        let now_ms = self.0.clock.settled_ms();
         let (mut counts, mut after) = (vec![0; DAYS_MAX + 1], None);
         loop {
             let (found, last) = self.step(table, after, now_ms).await?;

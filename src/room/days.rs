@@ -53,7 +53,7 @@ impl Days {
     /// The day that it is, and what is counted and not written yet.
     fn pending(&self) -> (u32, Day) {
         let bytes = meter::disk_written_bytes().unwrap_or(0).saturating_sub(self.bytes_noted.load(Relaxed));
-        ((self.clock.now_ms() / DAY_MS) as u32, Day { messages: self.messages.0.load(Relaxed), bytes })
+        ((self.clock.settled_ms() / DAY_MS) as u32, Day { messages: self.messages.0.load(Relaxed), bytes })
     }
 }
 

@@ -135,7 +135,7 @@ impl Rooms {
         let content = json::canonical(delay.content.get().as_bytes(), json::Mode::Strict)
             .map_err(|wrong| Error::bad("M_BAD_JSON", wrong.to_string()))?;
         let content = String::from_utf8(content).map_err(|_| Error::bad("M_BAD_JSON", "the content is no JSON"))?;
-        let (sender, room_id, now_ms) = (sender.to_owned(), room_id.to_owned(), self.0.parts.clock.now_ms());
+        let (sender, room_id, now_ms) = (sender.to_owned(), room_id.to_owned(), self.0.parts.clock.settled_ms());
         let fresh = self.0.parts.random.token(22);
         let scheduled = self.write(move |w| {
             let user = user::num(w, sender.as_str())?.ok_or(Error::NotFound)?;
@@ -203,7 +203,7 @@ impl Rooms {
             };
             return Ok(if is_same { Managed::Done } else { Managed::Conflict });
         }
-        let now_ms = self.0.parts.clock.now_ms();
+        let now_ms = self.0.parts.clock.settled_ms();
         match action {
             DelayAction::Restart => {
                 let again = Delayed { since_ms: now_ms, ..event };
@@ -235,7 +235,7 @@ impl Rooms {
         if event.end.is_some() {
             return Err(Error::NotFound);
         }
-        let (id, now_ms) = (id.to_owned(), self.0.parts.clock.now_ms());
+        let (id, now_ms) = (id.to_owned(), self.0.parts.clock.settled_ms());
         self.write(move |w| {
             for (other, ended) in delayed::list(w, UserNum(event.user))? {
                 let Some(before) = delayed::get(w, &other)?.filter(|_| ended == 0 && other != id) else { continue };
@@ -407,7 +407,7 @@ impl Rooms {
     async fn send_first_due(&self) -> Result<Option<Option<Duration>>> {
         let first = self.reading(|_, read| Ok(delayed::first_due(read)?)).await?;
         let Some((due_ms, id)) = first else { return Ok(Some(None)) };
-        let now_ms = self.0.parts.clock.now_ms();
+        let now_ms = self.0.parts.clock.settled_ms();
         if due_ms > now_ms {
             return Ok(Some(Some(Duration::from_millis(due_ms - now_ms))));
         }
@@ -423,9 +423,9 @@ impl Rooms {
             Err(Error::NotFound) => return Ok(None),
             Err(failed) => return Err(failed),
         };
-        // The clock was set meanwhile: as long as the app asked for has not passed.
+        // The clock was set meanwhile: as long as the app asked for has not passed. (One that is doubted was not set.)
         let since_ms = self.0.parts.clock.corrected_ms(event.since_ms);
-        if since_ms != event.since_ms && since_ms + event.delay_ms > now_ms {
+        if since_ms != event.since_ms && since_ms <= now_ms && since_ms + event.delay_ms > now_ms {
             let mut waits = Delayed { since_ms, ..event };
             waits.due_ms = self::due_ms(&waits, now_ms);
             self.change_delayed(&id, waits).await?;
@@ -615,6 +615,30 @@ mod tests {
         house.clock.advance(Duration::from_secs(41));
         while house.rooms.send_first_due().await.unwrap().is_none() {}
         assert!(is_sent().await);
+    }
+
+    /// A clock that jumps far ahead is doubted: what is delayed by hours is not sent, and what is asked for meanwhile is in time.
+    #[tokio::test]
+    async fn a_clock_that_is_years_ahead_sends_nothing_early() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        let schedule = async |delay_ms| match house.rooms.schedule(&anna, &room, delay(delay_ms, None)).await.unwrap() {
+            Scheduled::Done(id) => id,
+            full => panic!("{full:?}"),
+        };
+        let is_sent = async |id: &str| house.rooms.delayed_event(&anna, id).await.unwrap().event.end.is_some();
+        let look = async || while house.rooms.send_first_due().await.unwrap().is_none() {};
+        let long = schedule(3_600_000).await;
+        house.clock.set_forward(Duration::from_millis(2 * crate::base::EARLIEST_MS));
+        look().await;
+        let short = schedule(8_000).await;
+        house.clock.advance(Duration::from_secs(9));
+        look().await;
+        assert_eq!((is_sent(&short).await, is_sent(&long).await), (true, false));
+        house.clock.advance(Duration::from_secs(3600));
+        look().await;
+        assert!(is_sent(&long).await);
     }
 
     #[tokio::test]

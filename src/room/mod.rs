@@ -377,7 +377,11 @@ impl Rooms {
             rules: self.0.rules.clone(),
             forgets: self.forgets_left_rooms(),
             counts: self.0.counts.clone(),
-            redacted_kept_ms: self.redacted_kept_ms(),
+            // While the clock is doubted, what it makes seem old stays.
+            redacted_kept_ms: match self.redacted_kept_ms() {
+                0 => 0,
+                kept_ms => kept_ms + parts.clock.doubted_ms(),
+            },
         }
     }
 

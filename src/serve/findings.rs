@@ -11,6 +11,8 @@ use crate::store::{Status, Store};
 
 /// A clock that is so far behind the latest time seen has been set back.
 const CLOCK_BEHIND_MS: u64 = 5 * 60_000;
+/// A clock that is further ahead than this is worth more than a note: few boards are off for so long.
+const OFF_MS_MAX: u64 = 90 * 86_400_000;
 /// So many known servers that fail, and none that answers, are worth more than a note.
 const ALL_FAIL_MIN: usize = 3;
 
@@ -24,8 +26,12 @@ pub fn sources(clock: &Clock, store: &Store, remote: &Remote, rooms: &Rooms, med
             let (total_bytes, free_bytes) = (of_disk.total_bytes(), of_disk.free_bytes());
             disk(&Card { total_bytes, free_bytes }).into_iter().collect()
         }),
-        Box::new(move || {
-            clock_set(of_clock.is_plausible(), of_clock.read_ms(), of_clock.now_ms()).into_iter().collect()
+        Box::new(move || match (clock_doubted(&of_clock), of_clock.was_ahead()) {
+            (Some(doubted), _) => vec![doubted],
+            (None, true) => vec![clock_was_ahead()],
+            (None, false) => {
+                clock_set(of_clock.is_plausible(), of_clock.read_ms(), of_clock.now_ms()).into_iter().collect()
+            }
         }),
         Box::new(move || match remote.is_enabled() {
             true => servers(&remote.backoff().reached(), of_servers.now_ms()).into_iter().collect(),
@@ -119,6 +125,31 @@ fn disk(card: &Card) -> Option<Finding> {
     }
 }
 
+/// A clock that jumped far ahead, and is doubted.
+fn clock_doubted(clock: &Clock) -> Option<Finding> {
+    let doubted = clock.doubt()?;
+    let sentence = format!(
+        "The clock says {}, {} later than this server expects. If that is wrong, set it, and start the server again. If it is right, \
+         since the server was off for so long, nothing is to be done. What is removed for its age, such as old backups, stays for \
+         {} yet.",
+        date(clock.read_ms()),
+        span(doubted.ahead_ms),
+        span(doubted.left_ms)
+    );
+    Some(match doubted.ahead_ms > OFF_MS_MAX {
+        true => Finding::warning("clock", sentence),
+        false => Finding::note("clock", sentence),
+    })
+}
+
+fn clock_was_ahead() -> Finding {
+    Finding::warning(
+        "clock",
+        "The clock was far ahead and is right again, as it seems, while the server goes on from the time that never was, and what is \
+         for other servers waits: start the server again, then it goes by the clock.",
+    )
+}
+
 /// `read_ms` is what the clock of the machine says, `now_ms` what the server goes by: never earlier than what it has seen.
 fn clock_set(is_plausible: bool, read_ms: u64, now_ms: u64) -> Option<Finding> {
     if !is_plausible {
@@ -174,6 +205,20 @@ mod tests {
     use crate::store::MemoryMedium;
 
     const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_clock_that_is_far_ahead_is_told_of_and_one_that_was() {
+        let days = |days: u64| std::time::Duration::from_secs(days * 86_400);
+        let said = |ahead: u64| {
+            let clock = Clock::simulated(2 * crate::base::EARLIEST_MS);
+            clock.settled_ms();
+            clock.set_forward(days(ahead));
+            clock_doubted(&clock).map(|finding| (finding.severity, finding.sentence))
+        };
+        assert_eq!(said(5), None);
+        assert!(matches!(said(30), Some((Severity::Note, sentence)) if sentence.contains("30 d later")));
+        assert!(matches!(said(4000), Some((Severity::Warning, sentence)) if sentence.contains("stays for 3 d yet")));
+    }
 
     #[test]
     fn a_disk_is_low_before_it_refuses() {

@@ -220,19 +220,20 @@ pub(super) fn remember_time(folder: &Path, clock: &Clock) {
     let written = std::fs::metadata(folder.join(DATABASE)).and_then(|found| found.modified()).ok();
     let Some(since) = written.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok()) else { return };
     let written_ms = since.as_millis() as u64;
-    remember_ms(written_ms, clock);
+    say_time(clock.remember_ms(written_ms), written_ms, clock);
 }
 
 /// The same with the time that the database has kept.
 pub(super) fn remember_time_kept(store: &Store, clock: &Clock) {
     match store.time_kept() {
-        Ok(kept) => kept.into_iter().for_each(|kept_ms| remember_ms(kept_ms, clock)),
+        Ok(Some(kept)) => say_time(clock.remember(kept), kept.latest_ms, clock),
+        Ok(None) => {}
         Err(error) => tracing::error!("the latest time known cannot be read: {error}"),
     }
 }
 
-fn remember_ms(kept_ms: u64, clock: &Clock) {
-    if !clock.remember_ms(kept_ms) {
+fn say_time(is_right: bool, kept_ms: u64, clock: &Clock) {
+    if !is_right {
         tracing::warn!(
             "the clock of this machine was once ahead; it is right now, and what was kept of then is forgotten"
         );

@@ -51,7 +51,7 @@ pub(crate) use row_counts::RowCounts;
 pub use schema::Table;
 pub use survey::{Gap, Measured, Survey, TableFound};
 
-use crate::base::{Clock, Random};
+use crate::base::{Clock, KeptTime, Random};
 use writer::{Engine, Job, Kind, Message};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -125,8 +125,8 @@ impl Store {
         self.0.read()
     }
 
-    /// The latest time that a checkpoint wrote down, in unix milliseconds.
-    pub fn time_kept(&self) -> Result<Option<u64>> {
+    /// The time that a checkpoint wrote down.
+    pub fn time_kept(&self) -> Result<Option<KeptTime>> {
         opening::time_kept(&self.read()?)
     }
 

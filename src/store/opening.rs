@@ -15,7 +15,7 @@ use super::disk::{FREE_BYTES_MIN, Guarded, Medium};
 use super::journal::{self, Journal, PLACE_ROW, Place, Replay};
 use super::schema::{META, TABLES};
 use super::{Error, Position, Result, StoreOptions, guard, migrate};
-use crate::base::{Clock, Random, StopWatch};
+use crate::base::{Clock, KeptTime, Random, StopWatch};
 
 /// What an opening needs to know, the first and each later one.
 pub(super) struct How {
@@ -43,14 +43,34 @@ const TIME_ROW: &[u8] = b"time";
 impl How {
     /// Writes down the time, with a checkpoint: a board without a battery knows no later one at its next start.
     pub(super) fn keep_time(&self, w: &mut Write) -> Result<()> {
-        self.clock.as_ref().map_or(Ok(()), |clock| w.put(&META, TIME_ROW, &clock.now_ms().to_be_bytes()))
+        let Some(clock) = &self.clock else { return Ok(()) };
+        // A checkpoint may come before the clock was told what the last run wrote.
+        if !clock.is_settled()
+            && let Ok(Some(kept)) = time_kept(w)
+        {
+            clock.settle(kept);
+        }
+        w.put(&META, TIME_ROW, &time_row(clock.to_keep()))
     }
 }
 
-/// The latest time written down, in unix milliseconds.
-pub(super) fn time_kept(get: &impl Get) -> Result<Option<u64>> {
-    let row = get.get(&META, TIME_ROW)?;
-    row.map(|row| row.try_into().map(u64::from_be_bytes).map_err(|_| Error::corrupt(&META, TIME_ROW))).transpose()
+/// The latest time; behind it, once it is known, the settled one and how the clock is doubted.
+fn time_row(kept: KeptTime) -> Vec<u8> {
+    let more = kept.settled_ms.map(|settled_ms| [settled_ms, kept.ahead_ms, kept.stood_ms]);
+    std::iter::once(kept.latest_ms).chain(more.into_iter().flatten()).flat_map(u64::to_be_bytes).collect()
+}
+
+/// The time as it was written down.
+pub(super) fn time_kept(get: &impl Get) -> Result<Option<KeptTime>> {
+    let Some(row) = get.get(&META, TIME_ROW)? else { return Ok(None) };
+    let numbers: Vec<u64> =
+        row.chunks_exact(8).filter_map(|number| number.try_into().ok().map(u64::from_be_bytes)).collect();
+    let (latest_ms, settled_ms, ahead_ms, stood_ms) = match (&numbers[..], row.len() % 8) {
+        (&[latest_ms], 0) => (latest_ms, None, 0, 0),
+        (&[latest_ms, settled_ms, ahead_ms, stood_ms], 0) => (latest_ms, Some(settled_ms), ahead_ms, stood_ms),
+        _ => return Err(Error::corrupt(&META, TIME_ROW)),
+    };
+    Ok(Some(KeptTime { latest_ms, settled_ms, ahead_ms, stood_ms }))
 }
 
 pub(super) struct Open {

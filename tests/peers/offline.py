@@ -1,7 +1,7 @@
 """A home without Internet, and a board without a clock. Three Snugs, each in a network namespace of its own: one in a house with a
 phone beside it, one in the same house without a public name, one far away behind a name server. The way between them is cut; at home people start the server, log in and
 chat, encrypted, with the other server of the house, and in rooms with people far away; then the way is there again and everything arrives. Then the same with a clock
-that starts in 1970. And a phone finds the server by multicast DNS, where nobody outside does.
+that starts in 1970, and with one that is ten years ahead for a while. And a phone finds the server by multicast DNS, where nobody outside does.
 
   python3 tests/peers/offline.py    needs unshare, nsenter, ip, libfaketime, matrix-nio[e2e]; root or user namespaces; SNUG=path
   OUTAGE_S=180                      how long the way is cut
@@ -332,6 +332,35 @@ def story(lab):
     times = timestamps(alice, room)
     check(len(times) > 8 and times == sorted(times), "the times of alice's events never go back")
     check("the clock was set" in home.log() and "panicked" not in home.log(), "and the log says that the clock was set")
+    home.stop()
+
+    # ---- a clock that is ten years ahead for a while
+    target = os.path.join(lab.dir, "backups")
+    with open(home.config, "a") as f:
+        f.write("\n[backup]\ntarget = \"%s\"\n" % target)
+
+    def backups():
+        return [name for name in (os.listdir(target) if os.path.isdir(target) else []) if name.endswith(".list")]
+
+    def boot_at(offset):
+        with open(clock, "w") as f:
+            f.write(offset + "\n")
+        home.boot()
+        wait_for("it answers, with a clock at %s" % offset, lambda: http("GET", home.base + "/_matrix/client/versions"))
+
+    for count, offset in enumerate(["+0", "+1d"], 1):
+        boot_at(offset)
+        wait_for("a backup is made", lambda: len(backups()) == count, 60)
+        home.stop()
+    boot_at("+3650d")
+    time.sleep(5)
+    check("the clock jumped to" in home.log(), "the log says that the clock jumped")
+    check(len(backups()) == 2, "no backup is removed for it")
+    home.stop()
+    boot_at("+1d")
+    alice = login(home.base, "alice")
+    alice.send(room, "mended")
+    wait_for("with the clock mended bob hears of alice again", lambda: "mended" in bob.history(room), 60)
     home.stop()
     check("panicked" not in far.log(), "nothing panicked")
 

@@ -114,7 +114,7 @@ async fn status(backups: &Backups) -> Result<Status, Error> {
 
 /// `GET backups/?from=20`: the newest first.
 pub async fn show(visit: Visit) -> Result<Response, Error> {
-    let (backups, now_ms) = (&visit.admin.backups, visit.admin.clock.now_ms());
+    let (backups, now_ms) = (&visit.admin.backups, visit.admin.clock.settled_ms());
     let from = visit.request.query_as::<u32>("from")?.unwrap_or(0) as usize;
     let status = status(backups).await?;
     let (found, trouble) = match backups.scheduled().await {

@@ -288,7 +288,7 @@ type Waiting = (OwnedServerName, Cursor, Standing);
 impl Destinations {
     /// Takes in some of the servers aside, in turn. A server that is still backing off is taken only while there is
     /// ample room. When there is little, an eighth of the table is cleared of those that have failed for longest.
-    pub(in crate::deliver) async fn take_turns(&mut self, now_ms: u64) -> store::Result<()> {
+    pub(in crate::deliver) async fn take_turns(&mut self, now_ms: u64, settled_ms: u64) -> store::Result<()> {
         // In the middle of a row it is unknown whether the row was noted for a server that comes in now.
         if self.aside == 0 || now_ms < self.turn_at_ms || self.within.is_some() || self.done.len() > DONE_MAX {
             return Ok(());
@@ -304,7 +304,8 @@ impl Destinations {
             let is_last = waiting.len() < TURN_ROWS;
             for (name, cursor, standing) in waiting {
                 let is_aside = !self.lagging.contains_key(&name) && !self.done.contains(&name);
-                if is_aside && !left.contains(&name) && !self.take_in(&name, cursor, standing, now_ms) {
+                let standing = standing.within_reason(now_ms);
+                if is_aside && !left.contains(&name) && !self.take_in(&name, cursor, standing, (now_ms, settled_ms)) {
                     return Ok(());
                 }
                 self.turn = Some(name);
@@ -319,10 +320,16 @@ impl Destinations {
     }
 
     /// False when no place is free.
-    fn take_in(&mut self, name: &OwnedServerName, cursor: Cursor, standing: Standing, now_ms: u64) -> bool {
+    fn take_in(
+        &mut self,
+        name: &OwnedServerName,
+        cursor: Cursor,
+        standing: Standing,
+        (now_ms, settled_ms): (u64, u64),
+    ) -> bool {
         let is_left_alone = standing.retry_at_ms > now_ms;
         // The server failed within the last hours and will stay in backoff for some more.
-        if is_left_alone && now_ms.saturating_sub(cursor.since_ms) > FORGET_MS {
+        if is_left_alone && settled_ms.saturating_sub(cursor.since_ms) > FORGET_MS {
             tracing::info!(server = %name, "the server has accepted nothing for two weeks; the events and messages \
              waiting for it are dropped");
             self.aside -= 1;

@@ -199,7 +199,7 @@ impl Sender {
             for server in self.0.remote.backoff().take_recovered() {
                 book.take_back(server, now).await?;
             }
-            book.take_turns(now).await?;
+            book.take_turns(now, self.0.clock.settled_ms()).await?;
         }
         Ok(more)
     }
@@ -364,7 +364,7 @@ impl Sender {
                 lag.due_ms = now + self.pause_after(&failed);
                 if lag.from >= lag.newest {
                     book.finish(report.server);
-                } else if now.saturating_sub(self.0.clock.corrected_ms(lag.since_ms)) > FORGET_MS
+                } else if self.0.clock.settled_ms().saturating_sub(self.0.clock.corrected_ms(lag.since_ms)) > FORGET_MS
                     && is_its_own_doing(&failed)
                 {
                     tracing::info!(%server, "the server has accepted nothing for two weeks; the events and messages \

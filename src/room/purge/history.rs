@@ -87,7 +87,7 @@ impl Rooms {
 
     /// Once a day removes what the settings and the rooms say is to go.
     pub(super) async fn keep_history(&self, worker: &Worker) -> Result<()> {
-        let (now_ms, keeping) = (self.0.parts.clock.now_ms(), &self.0.keeping);
+        let (now_ms, keeping) = (self.0.parts.clock.settled_ms(), &self.0.keeping);
         let (days, min) = (keeping.history_days.load(Relaxed), keeping.retention_days_min.load(Relaxed));
         let today = now_ms / DAY_MS;
         if days == 0 && min == 0 || keeping.looked_day.load(Relaxed) == today {
@@ -285,6 +285,38 @@ mod tests {
             let (_, own_ms) = house.rooms.resident_after(None).await.unwrap().unwrap();
             assert_eq!(own_ms, Some(lifetime_ms));
         }
+    }
+
+    /// A clock that was ten years ahead for an hour had every message removed that was to stay for a month.
+    #[tokio::test]
+    async fn a_clock_that_is_years_ahead_removes_nothing() {
+        let house = house();
+        let anna = house.user("anna").await;
+        let room = house.public_room(&anna).await;
+        let first = house.say(&anna, &room, "first").await;
+        house.say(&anna, &room, "second").await;
+        let has = |id: &ruma::EventId| event::num(&house.store.read().unwrap(), id.as_str()).unwrap().is_some();
+        house.rooms.set_history_days(Some(30), None);
+        let worker = Worker::new("purge", &house.clock);
+        house.rooms.keep_history(&worker).await.unwrap();
+        house.clock.set_forward(std::time::Duration::from_millis(3650 * DAY_MS));
+        for _ in 0..3 {
+            house.rooms.keep_history(&worker).await.unwrap();
+            assert!(has(&first));
+            house.clock.advance(std::time::Duration::from_millis(DAY_MS));
+        }
+        // It was right after all.
+        let ticking = async {
+            loop {
+                tokio::task::yield_now().await;
+                house.clock.advance(std::time::Duration::from_millis(50));
+            }
+        };
+        tokio::select! {
+            done = house.rooms.keep_history(&worker) => done.unwrap(),
+            () = ticking => unreachable!("it ticks for ever"),
+        }
+        assert!(!has(&first));
     }
 
     /// Old messages go, in all their rows; the state stays, and whatever newer events need.

@@ -24,7 +24,7 @@ impl Rooms {
         let (event_id, user_id) = (event_id.to_owned(), reader.user_id.clone());
         let since_ms = match self.redacted_kept_ms() {
             0 => u64::MAX,
-            kept_ms => self.0.parts.clock.now_ms().saturating_sub(kept_ms),
+            kept_ms => self.0.parts.clock.settled_ms().saturating_sub(kept_ms),
         };
         let found = visiting(self, reader, room_id, move |visit| {
             let (num, row) = visit.visible(event_id.as_str())?;

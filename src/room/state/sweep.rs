@@ -72,7 +72,7 @@ impl Rooms {
 pub async fn forget_redacted(rooms: &Rooms) -> Result<()> {
     let upto_ms = match rooms.redacted_kept_ms() {
         0 => u64::MAX,
-        kept_ms => rooms.0.parts.clock.now_ms().saturating_sub(kept_ms),
+        kept_ms => rooms.0.parts.clock.settled_ms().saturating_sub(kept_ms),
     };
     while rooms.reading(move |_, read| Ok(redacted::is_any(read, upto_ms)?)).await? {
         let gone = rooms.write(move |w| Ok(redacted::sweep(w, upto_ms, REDACTED_A_STEP)?)).await?;

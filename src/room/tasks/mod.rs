@@ -82,7 +82,7 @@ impl Rooms {
 
     /// The same for all messages older than so many days, of one room or of all that people here are in.
     pub async fn begin_purge_by_age(&self, room_id: Option<&RoomId>, by: Option<&UserId>, days: u32) -> Result<String> {
-        let before_ms = self.0.parts.clock.now_ms().saturating_sub(u64::from(days) * DAY_MS);
+        let before_ms = self.0.parts.clock.settled_ms().saturating_sub(u64::from(days) * DAY_MS);
         let what = What::History { before_ms: Some(before_ms), before_event: None, own: true };
         let (id, asked) = (room_id.map_or(String::new(), ToString::to_string), what.clone());
         let of = id.clone();

@@ -13,7 +13,7 @@ impl Users {
     /// Removes the devices of all accounts here that were not used for so many days, a write each; whoever uses one again has to
     /// log in. Dehydrated devices, which nobody uses, stay. Answers how many.
     pub async fn remove_unused_devices(&self, days: u32) -> Result<u64, Error> {
-        let before_ms = self.0.parts.clock.now_ms().saturating_sub(u64::from(days.max(1)) * DAY_MS);
+        let before_ms = self.0.parts.clock.settled_ms().saturating_sub(u64::from(days.max(1)) * DAY_MS);
         let (mut after, mut count) = (None, 0);
         loop {
             let found = self.read(move |get| {

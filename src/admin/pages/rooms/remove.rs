@@ -198,7 +198,7 @@ fn days(text: &str) -> Result<u32, Error> {
 }
 
 fn shorten_page(visit: &Visit, days: u32, name: String, room: &BriefRoom, said: Option<String>) -> Shorten {
-    let before_ms = visit.admin.clock.now_ms().saturating_sub(u64::from(days) * DAY_MS);
+    let before_ms = visit.admin.clock.settled_ms().saturating_sub(u64::from(days) * DAY_MS);
     Shorten {
         frame: visit.frame("rooms", format!("Shorten {name}")),
         path: path(&room.room_id),

@@ -23,6 +23,19 @@ pub struct Standing {
     pub retry_at_ms: u64,
 }
 
+/// No failure makes a longer pause: half a day, and half of that again.
+const PAUSE_MS_MAX: u64 = 24 * 3_600_000;
+
+impl Standing {
+    /// A pause that ends later than any was noted while the clock was ahead, and would last for years: it is over.
+    pub fn within_reason(self, now_ms: u64) -> Standing {
+        match self.retry_at_ms > now_ms + PAUSE_MS_MAX {
+            true => Standing { retry_at_ms: now_ms, ..self },
+            false => self,
+        }
+    }
+}
+
 /// The standing of a server that has failed lately.
 pub fn standing(get: &impl Get, server: &ServerName) -> Result<Option<Standing>> {
     let key = server.as_bytes();
