@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId, UserId};
+use ruma::{EventId, OwnedEventId, OwnedRoomId, OwnedUserId, RoomId, UserId};
 use serde_json::json;
 use serde_json::value::to_raw_value;
 use tokio::sync::Notify;
@@ -115,6 +115,13 @@ impl Rooms {
         Ok(id)
     }
 
+    /// Redacts one event at once: in the name of who sent it, if that is somebody here who is still in the room, or else in that
+    /// of `by`. `Forbidden` or `Reject` when neither may.
+    pub async fn redact_event(&self, room_id: &RoomId, event: &EventId, sender: &UserId, by: &UserId) -> Result<()> {
+        let is_here = sender.server_name() == self.0.parts.server;
+        redact(self, is_here.then_some(sender), by, None, room_id, event).await
+    }
+
     /// How far it is; none for an unknown id.
     pub async fn redact_status(&self, id: &str) -> Result<Option<RedactStatus>> {
         let id = id.to_owned();
@@ -163,7 +170,9 @@ async fn step(rooms: &Rooms) -> Result<Option<u64>> {
     let mut redacted = 0;
     for event in events {
         let Some(room_id) = &room_id else { break };
-        match redact(rooms, &task, room_id, &event).await {
+        let (user, by) = (user_id(&task.user)?, user_id(&task.by)?);
+        let first = (!task.as_admin).then_some(&*user);
+        match redact(rooms, first, &by, task.reason.as_deref(), room_id, &event).await {
             Ok(()) => redacted += 1,
             Err(failed) if failed.is_passing() => return Err(failed),
             Err(failed) if task.failed.len() < FAILED_MAX => {
@@ -181,8 +190,16 @@ async fn step(rooms: &Rooms) -> Result<Option<u64>> {
     Ok(Some(redacted))
 }
 
-async fn redact(rooms: &Rooms, task: &UserRedaction, room_id: &OwnedRoomId, event: &OwnedEventId) -> Result<()> {
-    let content = match &task.reason {
+/// By the first if that one may, or else by the second.
+async fn redact(
+    rooms: &Rooms,
+    first: Option<&UserId>,
+    by: &UserId,
+    reason: Option<&str>,
+    room_id: &RoomId,
+    event: &EventId,
+) -> Result<()> {
+    let content = match reason {
         Some(reason) => json!({ "reason": reason }),
         None => json!({}),
     };
@@ -190,21 +207,20 @@ async fn redact(rooms: &Rooms, task: &UserRedaction, room_id: &OwnedRoomId, even
         kind: "m.room.redaction".to_owned(),
         state_key: None,
         content: to_raw_value(&content).map_err(|_| Error::NotFound)?,
-        redacts: Some(event.clone()),
+        redacts: Some(event.to_owned()),
         sticky_ms: None,
         ts: None,
         txn: None,
         paid: None,
     };
-    let (user, by) = (user_id(&task.user)?, user_id(&task.by)?);
-    if !task.as_admin {
-        match rooms.send(&user, room_id, sending.clone()).await {
+    if let Some(user) = first {
+        match rooms.send(user, room_id, sending.clone()).await {
             // Who was removed from the room says nothing in it any more.
             Err(Error::Reject(_) | Error::Forbidden(_) | Error::NotFound) => {}
             sent => return sent.map(drop),
         }
     }
-    rooms.send(&by, room_id, sending).await.map(drop)
+    rooms.send(by, room_id, sending).await.map(drop)
 }
 
 fn user_id(text: &str) -> Result<OwnedUserId> {
@@ -359,6 +375,31 @@ mod tests {
         }
         assert_eq!(shown(&one, &kept).await["content"]["body"], "kept");
         assert_eq!(house.rooms.redact_status("other").await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn one_event_is_redacted_in_the_name_of_its_sender_or_by_power() {
+        let house = house();
+        let (anna, bad) = (house.user("anna").await, house.user("bad").await);
+        let (hers, his) = (house.public_room(&anna).await, house.public_room(&bad).await);
+        house.join(&bad, &hers).await.unwrap();
+        let (here, there) = (house.say(&bad, &hers, "one").await, house.say(&bad, &his, "two").await);
+        let reader =
+            Reader { user: house.user_num(&bad), user_id: bad.clone(), device: "D".to_owned(), sees_all: false };
+        let content = async |room: &ruma::RoomId, id: &ruma::EventId| -> Value {
+            let event = house.rooms.event(&reader, room, id).await.unwrap();
+            serde_json::from_slice::<Value>(&event).unwrap()["content"].clone()
+        };
+        // Nobody else is in his room.
+        house.rooms.redact_event(&his, &there, &bad, &anna).await.unwrap();
+        assert_eq!(content(&his, &there).await, json!({}));
+        // To this room somebody of another server might have written.
+        let stranger = ruma::user_id!("@x:elsewhere.example");
+        house.rooms.redact_event(&hers, &here, stranger, &anna).await.unwrap();
+        assert_eq!(content(&hers, &here).await, json!({}));
+        let more = house.say(&bad, &his, "three").await;
+        house.rooms.redact_event(&his, &more, stranger, &anna).await.unwrap_err();
+        assert_ne!(content(&his, &more).await, json!({}));
     }
 
     #[tokio::test]

@@ -335,6 +335,7 @@ const SAID: &[(&str, &str)] = &[
     ("unmake-admin", "This account is not an administrator's any more."),
     ("lock", "This account is locked: its apps can do nothing until you unlock it."),
     ("unlock", "This account is not locked any more."),
+    ("redact", "The message is removed: apps and other servers show that it was there, and not what it said."),
     ("suspend", "This account is suspended: it can read, and not write."),
     ("unsuspend", "This account is not suspended any more."),
     ("end-session", "That app is logged out."),

@@ -1,7 +1,7 @@
 //! Reports: what people here find wrong, and what an administrator may do about it.
 
 use askama::Template;
-use ruma::{OwnedRoomId, OwnedUserId};
+use ruma::{OwnedEventId, OwnedRoomId, OwnedUserId};
 
 use super::frame::{Form, Frame, Pages, Visit};
 use super::people::ago;
@@ -9,6 +9,7 @@ use super::rooms::{self, Who};
 use crate::admin::{Admin, error::Error};
 use crate::base::bounded;
 use crate::http::{ErrorResponse, Response};
+use crate::room;
 use crate::user::{Report, Standing};
 
 /// Reports on a page: of the longest, 6 KiB each as kept, five are 30 KiB in memory; each is cut to [`TEXT_CHARS_MAX`] for the
@@ -45,9 +46,12 @@ struct Row {
     is_suspended: bool,
     is_locked: bool,
     is_message: bool,
+    /// What was reported is a message that may be removed.
+    may_redact: bool,
 }
 
 async fn row(admin: &Admin, number: u32, report: Report) -> Result<Row, Error> {
+    let may_redact = reported_message(&report).is_some();
     let mut row = Row {
         number,
         when: ago(report.at_ms, admin.clock.now_ms()),
@@ -60,6 +64,7 @@ async fn row(admin: &Admin, number: u32, report: Report) -> Result<Row, Error> {
         is_suspended: false,
         is_locked: false,
         is_message: report.event_id.is_some(),
+        may_redact,
     };
     if let Some((_, name)) = &mut row.room
         && let Ok(room_id) = OwnedRoomId::try_from(name.as_str())
@@ -77,6 +82,13 @@ async fn row(admin: &Admin, number: u32, report: Report) -> Result<Row, Error> {
         row.is_locked = person.account.locked;
     }
     Ok(row)
+}
+
+/// The room, the event and its sender.
+fn reported_message(report: &Report) -> Option<(OwnedRoomId, OwnedEventId, OwnedUserId)> {
+    let room_id = OwnedRoomId::try_from(report.room_id.as_deref()?).ok()?;
+    let event_id = OwnedEventId::try_from(report.event_id.as_deref()?).ok()?;
+    Some((room_id, event_id, OwnedUserId::try_from(report.user_id.as_deref()?).ok()?))
 }
 
 /// `GET reports/?after=1`: oldest first.
@@ -97,7 +109,8 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
     visit.page(&Page { frame, count, rows, next, is_first: after == 0 }).await
 }
 
-/// `POST reports/`: removes a report, or suspends or locks whom it is about, by the fields `what` and `number`.
+/// `POST reports/`: removes a report, or the message it is about, or suspends or locks whom it is about, by the fields `what` and
+/// `number`.
 pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
     let users = &visit.admin.users;
     let wrong = |_| ErrorResponse::invalid_param("a report has a number");
@@ -108,6 +121,23 @@ pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
         return Ok(visit.done("reports/", &what));
     }
     let report = users.reports(number.saturating_sub(1), 1).await?.pop().filter(|(found, _)| *found == number);
+    if what == "redact" {
+        let message = report.and_then(|(_, report)| reported_message(&report));
+        let Some((room_id, event_id, sender)) = message else {
+            return Err(ErrorResponse::not_found("this report is about no message").into());
+        };
+        match visit.admin.rooms.redact_event(&room_id, &event_id, &sender, &visit.user_id).await {
+            Ok(()) => {}
+            Err(room::Error::Forbidden(_) | room::Error::Reject(_) | room::Error::NotFound) => {
+                let why = "You may not remove this message: it takes somebody in the room with the power to, and you are not. Block the \
+                           room, or ask its moderators.";
+                return Err(ErrorResponse::forbidden(why).into());
+            }
+            Err(failed) => return Err(failed.into()),
+        }
+        tracing::info!("{} on the page, after a report: redact {event_id} of {sender} in {room_id}", visit.user_id);
+        return Ok(visit.done("reports/", &what));
+    }
     let about = report.and_then(|(_, report)| OwnedUserId::try_from(report.user_id?).ok());
     let about = about.filter(|user_id| user_id.server_name() == users.server());
     let Some(user_id) = about else { return Err(ErrorResponse::not_found("this report is about nobody here").into()) };

@@ -337,6 +337,8 @@ struct Offered {
     rows: Vec<OfferedRow>,
     next: Option<String>,
     is_first: bool,
+    /// Servers in rooms with us, while none is asked: the name, and of how many rooms.
+    near: Vec<(String, String)>,
 }
 
 #[derive(Default)]
@@ -367,8 +369,12 @@ pub async fn offered(visit: Visit) -> Result<Response, Error> {
         rows: Vec::new(),
         next: None,
         is_first: since.is_none(),
+        near: Vec::new(),
     };
-    if !server.is_empty() {
+    if server.is_empty() {
+        let near = visit.admin.rooms.neighbours("", None, LIST_ROWS).await?;
+        page.near = near.into_iter().map(|near| (near.server, rooms::many(near.rooms, "room"))).collect();
+    } else {
         match answered(&visit.admin, &server, &find, since).await {
             Ok((rows, next)) => (page.rows, page.next) = (rows, next.map(|next| encoded(&next))),
             Err(failed) => page.trouble = Some(sentence(&ErrorResponse::from(failed).message)),

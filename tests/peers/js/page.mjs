@@ -330,7 +330,7 @@ async function main() {
     const paths = [
         "", "people/", "people/add", "people/of/anna", "people/of/dora", "people/of/dora/close", "people/of/bert", "rooms/", `rooms/of/${rooms[0]}`,
         `rooms/of/${rooms[1]}`, `rooms/of/${left}`, "reports/", "servers/", "servers/of/" + encodeURIComponent(process.env.OTHER_NAME),
-        "servers/rooms?server=" + server, "backups/", backup, `rooms/of/${left}/remove`, `rooms/of/${rooms[0]}/remove`,
+        "servers/rooms", "servers/rooms?server=" + server, "backups/", backup, `rooms/of/${left}/remove`, `rooms/of/${rooms[0]}/remove`,
         `rooms/of/${rooms[0]}/shorten?days=30`, "rooms/left", "rooms/blocked", "servers/of/bad.example", "settings/of/federation.denied_servers", "settings/of/rates.joins",
         "settings/of/policies.invite", "settings/of/rooms.admission", "settings/of/rooms.history_days",
         "settings/of/previews.deny", "settings/", "settings/in/general", "settings/in/backup", "workers", "log", "nothing",
@@ -339,6 +339,11 @@ async function main() {
     await pictures(browser, paths, [rooms[0], rooms[1], left]);
 
     say("-- changes");
+    await admin.goto(`${root}servers/rooms`);
+    check(await says(admin, process.env.OTHER_NAME), "who looks for rooms is shown the servers that are in rooms with us");
+    await admin.goto(`${root}reports/`);
+    await press(admin, "Remove the message");
+    check(await says(admin, "The message is removed"), "a message that was reported is removed");
     await settings(admin);
     await removal(admin, rooms, left);
     await crowd(admin);
