@@ -62,6 +62,8 @@ const REFUSED_LATELY: Duration = Duration::from_secs(3600);
 /// A worker is said to fail after so many failures without anything done between them, and while the last is younger.
 const FAILURES_MIN: u32 = 3;
 const FAILED_LATELY_MS: u64 = 24 * 3_600_000;
+/// A backup made by hand is enough for so long.
+const BY_HAND_MS: u64 = 30 * 24 * 3_600_000;
 /// For so long it is said that a server was restored.
 const RESTORED_LATELY_MS: u64 = 7 * 24 * 3_600_000;
 /// Characters of a worker's error.
@@ -82,7 +84,9 @@ pub async fn findings(admin: &Arc<Admin>) -> Vec<Finding> {
         found.extend(memory(below.budget.accounts()));
         found.extend(certificates(&below));
         found.extend(services(&below.registrations.list()));
-        found.extend(below.backups.status().map(|status| backups(&status, below.clock.now_ms())).unwrap_or_default());
+        found.extend(
+            below.backups.status().map(|status| backups(&status, below.clock.settled_ms())).unwrap_or_default(),
+        );
         found
     });
     let mut found = looked.await;
@@ -116,6 +120,17 @@ fn backups(status: &backup::Status, now_ms: u64) -> Vec<Finding> {
             }
             None => {}
         }
+    }
+    let made_ms = noted.made_ms.filter(|made_ms| now_ms.saturating_sub(*made_ms) < BY_HAND_MS);
+    if !status.is_scheduled && status.running.is_none() && made_ms.is_none() {
+        let last = match noted.made_ms {
+            Some(made_ms) => format!("the last one is {} old", span(now_ms.saturating_sub(made_ms))),
+            None => "there is none yet".to_owned(),
+        };
+        let sentence = format!(
+            "No backups are made by themselves, and {last}: a memory card fails one day, and everything that people wrote here with it."
+        );
+        found.push(Finding::note("backup", sentence));
     }
     if let (Some(at), Some(from)) = (noted.restored_ms, noted.restored_from_ms)
         && now_ms.saturating_sub(at) < RESTORED_LATELY_MS
