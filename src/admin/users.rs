@@ -55,7 +55,7 @@ pub async fn add(admin: Arc<Admin>, mut request: Request) -> Result<Response, Er
             let token = new_token(&admin.users, &user_id).await?;
             Ok(Response::json(&json!({ "user_id": user_id, "access_token": token, "device_id": BOT_DEVICE })))
         }
-        false => Ok(Response::json(&json!({ "user_id": user_id }))),
+        false => Ok(Response::json(&json!({ "user_id": user_id, "has_admin": admin.users.has_admin().await? }))),
     }
 }
 
@@ -136,7 +136,7 @@ pub async fn admin(admin: Arc<Admin>, mut request: Request) -> Result<Response, 
     let user_id = named(&admin, &request)?;
     let IsAdmin { admin: is_admin } = request.json().await?;
     admin.users.set_admin(&user_id, is_admin).await?;
-    Ok(Response::json(&json!({ "user_id": user_id })))
+    Ok(Response::json(&json!({ "user_id": user_id, "has_admin": admin.users.has_admin().await? })))
 }
 
 #[derive(Deserialize)]

@@ -57,7 +57,7 @@ pub fn purge(overrides: &Overrides, command: Option<PurgeCommand>) -> Result<(),
             let done = local.post_long("/purge/history", asked)?;
             let number = |field: &str| done[field].as_u64().unwrap_or(0);
             Ok(match number("events") {
-                0 => "There is no such message.\n".to_owned(),
+                0 => "No message is as old as that.\n".to_owned(),
                 count => format!(
                     "{count} messages were removed, {}.\n{}",
                     human(number("bytes")),

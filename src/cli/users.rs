@@ -46,6 +46,16 @@ pub fn user(overrides: &Overrides, command: User) -> Result<(), String> {
     with_local(local, |local| user_asked(local, command, &password))
 }
 
+/// Who makes the first account without `--admin` has a server whose page opens for nobody.
+fn without_admin(answer: &Value) -> &'static str {
+    match answer["has_admin"] {
+        Value::Bool(false) => {
+            "No account here is an administrator's, so nobody can open the page: `snug user admin NAME` makes one so.\n"
+        }
+        _ => "",
+    }
+}
+
 fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<String, String> {
     Ok(match command {
         User::Add { name, admin, bot: true, .. } => {
@@ -72,12 +82,12 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
         }
         User::Add { name, admin, link: true, .. } => {
             let made = local.post("/users", json!({ "name": name, "admin": admin }))?;
-            format!("{} was made. {}", text(&made, "user_id"), linked(local, &name)?)
+            format!("{} was made. {}{}", text(&made, "user_id"), linked(local, &name)?, without_admin(&made))
         }
         User::Password { name, link: true } => linked(local, &name)?,
         User::Add { name, admin, link: false, .. } => {
             let made = local.post("/users", json!({ "name": name, "password": new.password, "admin": admin }))?;
-            format!("{} was made.{}\n", text(&made, "user_id"), told(new))
+            format!("{} was made.{}\n{}", text(&made, "user_id"), told(new), without_admin(&made))
         }
         User::Password { name, link: false } => {
             let path = format!("/users/{}/password", encode(&name));
@@ -89,7 +99,7 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
             let path = format!("/users/{}/admin", encode(&name));
             let changed = local.post(&path, json!({ "admin": !remove })).map_err(about(&name))?;
             let now = if remove { "is not an administrator any more" } else { "is an administrator now" };
-            format!("{} {now}.\n", text(&changed, "user_id"))
+            format!("{} {now}.\n{}", text(&changed, "user_id"), without_admin(&changed))
         }
         User::Lock { name } => {
             let locked = restrict(local, &name, json!({ "locked": true }))?;

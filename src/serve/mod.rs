@@ -108,6 +108,12 @@ pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     }
     let done = runtime.block_on(async {
         let first = folder::first_file(&config)?;
+        // What it says is in force, and no news when the file is read again.
+        let config = if first.is_some() {
+            Config::load(&config.overrides).map_err(|error| Failed(error.to_string()))?
+        } else {
+            config
+        };
         let mut server = Server::build(&config, clock, Random::os(), budget).await?;
         // Before the ports are open: a signal sent as soon as they are open must not be missed.
         let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);

@@ -124,10 +124,14 @@ fn the_first_minute() {
     // The commands, beside the running server and on the stopped one.
     let listed = good(folder, &["user", "list"], "");
     assert!(listed.contains("@alice:localhost") && listed.contains("administrator"), "{listed}");
-    assert!(good(folder, &["user", "add", "bob"], "a good password\n").contains("@bob:localhost was made"));
+    let made = good(folder, &["user", "add", "bob"], "a good password\n");
+    assert!(made.contains("@bob:localhost was made") && !made.contains("No account here"), "{made}");
     let taken = run(folder, &["user", "add", "bob"], "a good password\n");
     assert!(!taken.status.success() && String::from_utf8_lossy(&taken.stderr).contains("taken"));
     assert!(good(folder, &["budget"], "").contains("resident at most"));
+    // The file that the first start wrote says nothing that is not in force.
+    let again = good(folder, &["reload"], "");
+    assert!(!again.contains("next start"), "{again}");
 
     // What is reported waits for the administrator.
     let asks = |path: &str, head: &str, body: &str| {
@@ -594,7 +598,8 @@ fn what_a_server_has_lost_is_made_anew_only_on_purpose() {
     }
     assert!(!data.join("database").exists());
     assert!(good(folder, &["new", "database"], "").contains("has an empty database now"));
-    assert!(good(folder, &["user", "add", "bob"], "a good password\n").contains("@bob:localhost was made"));
+    let made = good(folder, &["user", "add", "bob"], "a good password\n");
+    assert!(made.contains("@bob:localhost was made") && made.contains("snug user admin NAME"), "{made}");
 
     // What others may read is said at the start.
     let open = std::fs::Permissions::from_mode(0o644);

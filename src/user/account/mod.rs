@@ -256,6 +256,19 @@ impl Users {
         .await
     }
 
+    /// Whether any active account is an administrator's.
+    pub async fn has_admin(&self) -> Result<bool, Error> {
+        self.read(|get| {
+            let mut found = false;
+            user::accounts_after(get, None, &mut |_, row| {
+                found = row.admin && row.standing == Standing::Active;
+                Ok(if found { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            })?;
+            Ok(found)
+        })
+        .await
+    }
+
     pub async fn set_admin(&self, user_id: &UserId, admin: bool) -> Result<(), Error> {
         self.change(user_id, move |row| row.admin = admin).await
     }
