@@ -100,8 +100,7 @@ impl House {
     async fn make(&self, order: Order) -> Result<String, Error> {
         let ticking = async {
             loop {
-                tokio::task::yield_now().await;
-                self.clock.advance(Duration::from_millis(20));
+                self.clock.pass(Duration::from_millis(20)).await;
             }
         };
         tokio::select! {
@@ -504,8 +503,7 @@ async fn the_schedule_makes_one_a_day_and_tells_of_failures() {
                 if done() {
                     return true;
                 }
-                tokio::task::yield_now().await;
-                house.clock.advance(Duration::from_secs(5));
+                house.clock.pass(Duration::from_secs(5)).await;
             }
             false
         };

@@ -338,6 +338,14 @@ impl Clock {
         }
     }
 
+    /// Moves a simulated clock forward once everybody in the runtime of this thread, its only one, waits for time or the
+    /// network: a busy machine, whose other threads are late, is then not taken for a long wait.
+    #[cfg(test)]
+    pub(crate) async fn pass(&self, length: Duration) {
+        super::aside::settled().await;
+        self.advance(length);
+    }
+
     /// Moves a simulated clock forward and wakes the tasks that slept until then. A real clock is not moved.
     pub fn advance(&self, length: Duration) {
         if let Source::Simulated { elapsed, .. } = &self.0.source {

@@ -31,6 +31,8 @@ pub mod shares;
 mod small_file;
 mod worker;
 
+#[cfg(test)]
+pub(crate) use blocking::aside;
 pub use blocking::{block_on_until, blocking, detached, joined, unbroken};
 pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, stepped, written};
 pub use clock::{Clock, Deadline, Doubted, EARLIEST_MS, KeptTime, StopWatch};

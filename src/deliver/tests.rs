@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::federation::destinations;
 use super::*;
-use crate::base::{Clock, Random, Worker};
+use crate::base::{Doing, Random, StopWatch, Worker};
 use crate::budget::Budget;
 use crate::feed::Feed;
 use crate::remote::Whence;
@@ -73,6 +73,9 @@ fn marks(seen: &Seen) -> Vec<u64> {
     edus.map(|edu| edu["content"]["mark"].as_u64().unwrap()).collect()
 }
 
+/// Of a test with a machine that is busy with other things.
+const PATIENCE: Duration = Duration::from_secs(180);
+
 /// Lets tasks and sockets go on until `done`. The simulated time stands still meanwhile.
 async fn until(done: impl Fn() -> bool) {
     let waiting = async {
@@ -80,18 +83,17 @@ async fn until(done: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it happens");
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it happens");
 }
 
-/// Like `until`, while the simulated time goes on, slowly enough for requests to be answered.
-async fn in_time(us: &Us, done: impl Fn() -> bool) {
+/// Like `until`, while the simulated time goes on.
+async fn in_time(us: &Us, running: &Running, done: impl Fn() -> bool) {
     let waiting = async {
         while !done() {
-            us.clock.advance(Duration::from_secs(5));
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            running.pass(us, Duration::from_secs(5)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.expect("it happens");
+    tokio::time::timeout(PATIENCE, waiting).await.expect("it happens");
 }
 
 /// Positions of the rows that are still in the log.
@@ -106,9 +108,41 @@ fn log_of(us: &Us) -> Vec<Position> {
     rows
 }
 
-fn run(sender: &Sender) -> tokio::task::JoinHandle<()> {
-    let sender = sender.clone();
-    tokio::spawn(async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await })
+/// A sender at work.
+struct Running {
+    worker: Worker,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn run(us: &Us, sender: &Sender) -> Running {
+    let (sender, worker) = (sender.clone(), Worker::new("sender", &us.clock));
+    let of_task = worker.clone();
+    Running { worker, task: tokio::spawn(async move { sender.run(&of_task).await }) }
+}
+
+impl Running {
+    /// Lets simulated time pass once the sender has done all that is due by now: a request is never cut off since the
+    /// machine is busy.
+    async fn pass(&self, us: &Us, length: Duration) {
+        let begun = StopWatch::start();
+        let waiting = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                let status = self.worker.status();
+                let sleeps = status.next_ms.is_some_and(|next| next > us.clock.now_ms());
+                // One that began to sleep as time passed sleeps for longer than it says.
+                if status.doing == Doing::Idle && (sleeps || begun.elapsed() > Duration::from_secs(2)) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.expect("a request ends");
+        us.clock.advance(length);
+    }
+
+    async fn ended(self) {
+        self.task.await.unwrap();
+    }
 }
 
 const DEAD: [&str; 10] = [
@@ -161,17 +195,17 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     let yard = Graveyard::new().await;
     let us = &yard.us;
     let sender = sender_with(us, &yard.feed, 3);
-    let running = run(&sender);
+    let running = run(us, &sender);
     post(us, &DEAD, 0..2).await;
     until(|| sender.lagging() == 10).await;
     post(us, &["well.example"], 2..3).await;
-    in_time(us, || marks(&yard.well) == [2]).await;
+    in_time(us, &running, || marks(&yard.well) == [2]).await;
 
     // Later rows for a server without a place reach it too, in order, and once.
     post(us, &["dead-8.example", "well.example"], 3..5).await;
-    in_time(us, || marks(&yard.well) == [2, 3, 4]).await;
+    in_time(us, &running, || marks(&yard.well) == [2, 3, 4]).await;
     yard.wake(8);
-    in_time(us, || marks(&yard.dead[8].0).len() >= 4).await;
+    in_time(us, &running, || marks(&yard.dead[8].0).len() >= 4).await;
     assert_eq!(marks(&yard.dead[8].0), [0, 1, 3, 4]);
 
     // A server that contacts us gets its transaction without waiting for its turn.
@@ -179,13 +213,13 @@ async fn the_dead_keep_nobody_waiting_and_each_has_its_turn() {
     us.remote.backoff().flush().await.unwrap();
     us.remote.backoff().failure(&name(DEAD[4]), Whence::Nowhere, Some(3_600_000));
     us.remote.backoff().heard_from(&name(DEAD[4])).await;
-    in_time(us, || marks(&yard.dead[4].0) == [0, 1]).await;
+    in_time(us, &running, || marks(&yard.dead[4].0) == [0, 1]).await;
 
     (0..10).for_each(|nth| yard.wake(nth));
-    in_time(us, || sender.lagging() == 0).await;
+    in_time(us, &running, || sender.lagging() == 0).await;
     assert!(yard.dead.iter().enumerate().all(|(nth, (seen, _))| nth == 8 || marks(seen) == [0, 1]));
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
     assert_eq!(log_of(us), []);
 }
 
@@ -195,36 +229,35 @@ async fn a_start_with_fewer_places_forgets_nobody() {
     let yard = Graveyard::new().await;
     let us = &yard.us;
     let sender = sender_with(us, &yard.feed, 100);
-    let running = run(&sender);
+    let running = run(us, &sender);
     post(us, &DEAD, 0..3).await;
     until(|| sender.lagging() == 10).await;
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
     let before = log_of(us);
     assert_eq!(before.len(), 3);
 
     let sender = sender_with(us, &yard.feed, 2);
-    let running = run(&sender);
+    let running = run(us, &sender);
     (0..2).for_each(|nth| yard.wake(nth));
     post(us, &["well.example"], 3..6).await;
-    in_time(us, || marks(&yard.well).len() == 3 && sender.lagging() == 8).await;
+    in_time(us, &running, || marks(&yard.well).len() == 3 && sender.lagging() == 8).await;
     // Servers with a place have everything, and are written down; the others need the oldest rows.
     for _ in 0..10 {
-        us.clock.advance(Duration::from_secs(25));
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        running.pass(us, Duration::from_secs(25)).await;
     }
     assert_eq!(log_of(us)[..3], before[..]);
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
     assert_eq!(log_of(us)[..3], before[..]);
 
     let sender = sender_with(us, &yard.feed, 2);
-    let running = run(&sender);
+    let running = run(us, &sender);
     (0..10).for_each(|nth| yard.wake(nth));
-    in_time(us, || yard.dead.iter().all(|(seen, _)| marks(seen).len() >= 3) && sender.lagging() == 0).await;
+    in_time(us, &running, || yard.dead.iter().all(|(seen, _)| marks(seen).len() >= 3) && sender.lagging() == 0).await;
     assert!(yard.dead.iter().all(|(seen, _)| marks(seen) == [0, 1, 2]));
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
     assert_eq!(log_of(us), []);
 }
 
@@ -256,23 +289,21 @@ async fn the_log_has_an_end_for_those_without_a_place_too() {
     let yard = Graveyard::new().await;
     let us = &yard.us;
     let sender = sender_with(us, &yard.feed, 2);
-    let running = run(&sender);
+    let running = run(us, &sender);
     post(us, &DEAD, 0..3).await;
     until(|| sender.lagging() == 10).await;
     for _ in 0..13 * 24 {
-        us.clock.advance(Duration::from_secs(3600));
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        running.pass(us, Duration::from_secs(3600)).await;
     }
     us.remote.backoff().flush().await.unwrap();
     assert_eq!(sender.lagging(), 10);
     assert_eq!(log_of(us).len(), 3);
     for _ in 0..48 {
-        us.clock.advance(Duration::from_secs(3600));
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        running.pass(us, Duration::from_secs(3600)).await;
     }
-    in_time(us, || sender.lagging() == 0).await;
+    in_time(us, &running, || sender.lagging() == 0).await;
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
     assert_eq!(log_of(us), []);
     let read = us.store.read().unwrap();
     assert!(DEAD.iter().all(|dead| server::cursor(&read, &name(dead)).unwrap().is_none()));
@@ -311,16 +342,16 @@ async fn only_what_a_server_refuses_is_left_out() {
     let us = us(&lab, &[("bad.example", bad_at), ("short.example", short_at), ("moved.example", moved_at)], &[]);
     let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
-    let running = run(&sender);
+    let running = run(&us, &sender);
     post(&us, &["bad.example", "short.example", "moved.example"], 0..150).await;
-    in_time(&us, || marks(&bad).len() == 149 && marks(&short).len() == 150).await;
+    in_time(&us, &running, || marks(&bad).len() == 149 && marks(&short).len() == 150).await;
     assert_eq!(marks(&bad), (0..150).filter(|mark| *mark != 70).collect::<Vec<u64>>());
     assert_eq!(marks(&short), (0..150).collect::<Vec<u64>>());
     moved.store(false, Ordering::Relaxed);
-    in_time(&us, || marks(&late).len() == 150 && sender.lagging() == 0).await;
+    in_time(&us, &running, || marks(&late).len() == 150 && sender.lagging() == 0).await;
     assert_eq!(marks(&late), (0..150).collect::<Vec<u64>>());
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
 }
 
 /// A device key nested 100 deep was refused nowhere and could not be signed: all rows behind it waited for two weeks.
@@ -342,12 +373,12 @@ async fn what_cannot_be_signed_holds_nothing_up() {
         us.store.write(post).await.unwrap();
     }
     post(&us, &["peer.example"], 10..20).await;
-    let running = run(&sender);
-    in_time(&us, || marks(&seen).len() == 20 && sender.lagging() == 0).await;
+    let running = run(&us, &sender);
+    in_time(&us, &running, || marks(&seen).len() == 20 && sender.lagging() == 0).await;
     assert_eq!(marks(&seen), (0..20).collect::<Vec<u64>>());
     assert!(asked.load(Ordering::Relaxed) < 20, "what cannot be signed is not sent");
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
 }
 
 /// A name that now serves a website answers with 404. It was asked every second for two weeks.
@@ -359,11 +390,10 @@ async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {
     let us = us(&lab, &[("gone.example", gone_at), ("picky.example", picky_at)], &[]);
     let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
-    let running = run(&sender);
+    let running = run(&us, &sender);
     post(&us, &["gone.example", "picky.example"], 0..64).await;
     for _ in 0..6 * 60 {
-        us.clock.advance(Duration::from_secs(60));
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        running.pass(&us, Duration::from_secs(60)).await;
     }
     // One more attempt after a second, then after 10 s, doubled until six hours are over: a dozen failures. Halving 64
     // items makes seven requests of one.
@@ -372,7 +402,7 @@ async fn who_is_no_homeserver_any_more_is_asked_ever_more_rarely() {
     assert!((7..=14 * 7).contains(&picky), "{picky}");
     assert_eq!(sender.lagging(), 2);
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -383,10 +413,7 @@ async fn each_server_gets_what_is_for_it_once_and_in_order() {
     let us = us(&lab, &[("one.example", one_at), ("two.example", two_at)], &[]);
     let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let sender = sender(&us, &feed);
-    let running = tokio::spawn({
-        let sender = sender.clone();
-        async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
-    });
+    let running = run(&us, &sender);
     post(&us, &["one.example", "two.example"], 0..150).await;
     post(&us, &["two.example", "us.example"], 150..160).await;
     until(|| marks(&one).len() >= 150 && marks(&two).len() >= 160).await;
@@ -395,7 +422,7 @@ async fn each_server_gets_what_is_for_it_once_and_in_order() {
     assert!(one.lock().unwrap().iter().all(|transaction| transaction["edus"].as_array().unwrap().len() <= 100));
     until(|| sender.lagging() == 0).await;
     sender.stop();
-    running.await.unwrap();
+    running.ended().await;
     let mut left = 0;
     let read = us.store.read().unwrap();
     outbox::list_after(&read, Position(0), &mut |_, _| {
@@ -415,24 +442,18 @@ async fn a_server_that_was_down_gets_the_rest_after_a_restart() {
     let us = us(&lab, &[("one.example", at)], &[]);
     let feed = Feed::new(us.clock.clone(), &us.store).unwrap();
     let first = sender(&us, &feed);
-    let running = tokio::spawn({
-        let sender = first.clone();
-        async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
-    });
+    let running = run(&us, &first);
     post(&us, &["one.example"], 0..5).await;
     until(|| first.lagging() == 1).await;
     first.stop();
-    running.await.unwrap();
+    running.ended().await;
     post(&us, &["one.example"], 5..7).await;
     *status.lock().unwrap() = 200;
     us.clock.advance(Duration::from_secs(60));
     let second = sender(&us, &feed);
-    let running = tokio::spawn({
-        let sender = second.clone();
-        async move { sender.run(&Worker::new("sender", &Clock::simulated(0))).await }
-    });
+    let running = run(&us, &second);
     until(|| marks(&seen).len() == 7).await;
     assert_eq!(marks(&seen), (0..7).collect::<Vec<u64>>());
     second.stop();
-    running.await.unwrap();
+    running.ended().await;
 }

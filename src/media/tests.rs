@@ -3,6 +3,7 @@ use bytes::Bytes;
 use super::elsewhere::LOCAL_BYTES_MIN;
 use super::tidy::DAY_MS;
 use super::*;
+use crate::base::aside::settled;
 use crate::matrix::sign::Key;
 use crate::remote::RemoteOptions;
 use crate::store::UserNum;
@@ -31,7 +32,7 @@ async fn waiting_for_what_was_promised_takes_nothing_from_those_who_read() {
     let (account, media) = (budget.account("media"), media(&clock, &budget));
     let (id, _) = media.promise(UserNum(1)).await.unwrap();
     let waiting = tokio::spawn(async move { media.open(&id, Duration::from_secs(60)).await.map(drop) });
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    settled().await;
     assert_eq!((waiting.is_finished(), account.used()), (false, 0));
     clock.advance(Duration::from_secs(61));
     assert!(matches!(waiting.await.unwrap(), Err(Error::NotYet)));
@@ -147,7 +148,7 @@ async fn transfers_from_elsewhere_leave_memory_for_the_files_that_are_here() {
     assert!(account.limit() - account.used() >= LOCAL_BYTES_MIN);
     let waiting = media.clone();
     let waits = tokio::spawn(async move { waiting.take_elsewhere(remote::PASSING_BYTES).await.map(drop) });
-    tokio::task::yield_now().await;
+    settled().await;
     let id = upload(&media, b"abc").await;
     assert!(media.open(&id, Duration::ZERO).await.is_ok());
     assert!(!waits.is_finished());

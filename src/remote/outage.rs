@@ -320,11 +320,8 @@ mod tests {
             if until() {
                 return;
             }
-            clock.advance(Duration::from_millis(20));
-            for _ in 0..20 {
-                tokio::task::yield_now().await;
-            }
-            // What runs on other threads.
+            clock.pass(Duration::from_millis(20)).await;
+            // For the network.
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
         panic!("it never comes to that");

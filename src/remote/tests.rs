@@ -515,7 +515,10 @@ async fn a_notary_vouches_for_servers_that_are_gone() {
         whole(200, &json!({ "server_keys": answers.collect::<Vec<_>>() }))
     });
     let address = peer(&lab, "notary.example", behaviour).await;
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    // A port that nobody else gets meanwhile, and on which nobody listens.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let nobody = held.local_addr().unwrap();
     let mut servers: Vec<String> = (0..300).map(|n| format!("gone{n}.example")).collect();
     servers.extend(["liar.example".to_owned(), "unvouched.example".to_owned()]);
     let mut peers: Vec<(&str, SocketAddr)> = servers.iter().map(|server| (server.as_str(), nobody)).collect();

@@ -72,8 +72,7 @@ impl House {
     pub async fn ticking<T>(&self, work: impl Future<Output = T>) -> T {
         let ticks = async {
             loop {
-                tokio::task::yield_now().await;
-                self.clock.advance(Duration::from_millis(50));
+                self.clock.pass(Duration::from_millis(50)).await;
             }
         };
         tokio::select! {

@@ -16,9 +16,13 @@ const BUSY_PAUSE: Duration = Duration::from_millis(200);
 
 /// Opens the database of a server that starts. Waits while a command has it, for two seconds at most.
 pub(super) async fn open_when_free(folder: &Path, budget: &Budget, time: &Clock) -> Result<(Store, Grant), Failed> {
+    open_within(BUSY_TRIES, folder, budget, time).await
+}
+
+async fn open_within(tries: u32, folder: &Path, budget: &Budget, time: &Clock) -> Result<(Store, Grant), Failed> {
     // Another process is waited for, which no simulated clock moves on.
     let clock = Clock::real();
-    for _ in 0..BUSY_TRIES {
+    for _ in 0..tries {
         match open(folder, budget, Some(time))? {
             (Err(store::Error::Busy), _) => clock.sleep(BUSY_PAUSE).await,
             (opened, grant) => return finished(folder, opened, grant),
@@ -87,7 +91,7 @@ mod tests {
             first.close().await;
             drop(first);
         };
-        let (opened, ()) = tokio::join!(open_when_free(&folder, &budget, &clock), closing);
+        let (opened, ()) = tokio::join!(open_within(BUSY_TRIES * 60, &folder, &budget, &clock), closing);
         opened.unwrap().0.close().await;
         std::fs::remove_dir_all(&folder).unwrap();
     }

@@ -133,15 +133,23 @@ mod tests {
         let (clock, store, budget) = (Clock::real(), Store::in_memory(), Budget::for_tests());
         let limits = Arc::new(Limits::off(clock.clone()));
         let door = HttpServer::new(clock.clone(), &budget, limits, Vec::new());
-        let patience = Duration::from_millis(300);
-        let alive = async || is_alive(&clock, &store, &door, patience).await;
-        assert_eq!(alive().await, Ok(()), "nothing listens, and nothing has to");
+        // What is alive may be slow here.
+        let (patience, short) = (Duration::from_secs(120), Duration::from_millis(300));
+        let alive = async |patience| is_alive(&clock, &store, &door, patience).await;
+        assert_eq!(alive(patience).await, Ok(()), "nothing listens, and nothing has to");
         let listener = Listener::tcp("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let accepting = tokio::spawn(door.clone().serve(listener, Arc::new(Router::new())));
         tokio::task::yield_now().await;
-        assert_eq!(alive().await, Ok(()));
+        assert_eq!(alive(patience).await, Ok(()));
         accepting.abort();
         let _ = accepting.await;
-        assert!(alive().await.is_err_and(|dead| dead.contains("127.0.0.1")), "nobody accepts");
+        let dead = loop {
+            let dead = alive(short).await.expect_err("nobody accepts");
+            // On a machine that is busy with other things.
+            if !dead.contains("the writer") {
+                break dead;
+            }
+        };
+        assert!(dead.contains("127.0.0.1"), "{dead}");
     }
 }

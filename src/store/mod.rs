@@ -308,6 +308,8 @@ impl Store {
     }
 
     async fn through(&self, kind: Kind, job: Box<Job>, done: oneshot::Receiver<Result<Changes>>) -> Result<Changes> {
+        #[cfg(test)]
+        let _aside = crate::base::aside::Waits::begin();
         self.0.queue().send(Message::Job(kind, job)).await.map_err(|_| Error::Closed)?;
         done.await.unwrap_or(Err(Error::Closed))
     }

@@ -283,6 +283,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::base::aside::settled;
     use crate::base::blocking;
     use crate::store::Get;
     use crate::store::schema::SLIDING_ROOM;
@@ -303,7 +304,7 @@ mod tests {
             if rows(town) == wanted {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            settled().await;
         }
         panic!("{} rows are left, not {wanted}", rows(town));
     }

@@ -207,8 +207,7 @@ mod tests {
         });
         wait_for_before(&federation, two).await.ok().unwrap();
         while !waiting.is_finished() {
-            house.clock.advance(Duration::from_secs(5));
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            house.clock.pass(Duration::from_secs(5)).await;
         }
         let put_off = ErrorResponse::from(waiting.await.unwrap().unwrap_err());
         assert_eq!(put_off.status, StatusCode::TOO_MANY_REQUESTS);

@@ -4,6 +4,9 @@ use std::io::Cursor;
 
 use super::*;
 
+/// What none of these takes, on a machine that is busy with other things.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// A picture drawn: a function of where one is.
 fn drawn(width: u32, height: u32, channels: usize) -> Vec<u8> {
     let pixel = |x: u32, y: u32| {
@@ -69,7 +72,7 @@ fn gif(width: u16, height: u16, interlaced: bool) -> Vec<u8> {
 /// A thumbnail, as its pixels and what it is.
 fn made(file: &[u8], shape: Shape) -> Result<(Vec<u8>, Made), Failed> {
     let (waiting, mut out) = (Waiting::default(), Vec::new());
-    let leash = waiting.leash();
+    let leash = waiting.leash_for(LONG);
     let mut from = Cursor::new(file);
     let made = Picture::open(&mut from, &leash)?.make(shape, &mut out)?;
     Ok((out, made))
@@ -77,14 +80,14 @@ fn made(file: &[u8], shape: Shape) -> Result<(Vec<u8>, Made), Failed> {
 
 fn size(file: &[u8]) -> (u32, u32) {
     let waiting = Waiting::default();
-    let leash = waiting.leash();
+    let leash = waiting.leash_for(LONG);
     Picture::open(&mut Cursor::new(file), &leash).unwrap().upright_size()
 }
 
 /// All pixels of a file at its size, three bytes each.
 fn pixels(file: &[u8]) -> Vec<u8> {
     let waiting = Waiting::default();
-    let leash = waiting.leash();
+    let leash = waiting.leash_for(LONG);
     let mut from = Cursor::new(file);
     let (mut all, Picture(kind)) = (Vec::new(), Picture::open(&mut from, &leash).unwrap());
     let mut three =
@@ -209,7 +212,7 @@ fn a_bomb_is_refused_by_its_head() {
 #[test]
 fn a_camera_picture_needs_little_memory() {
     let waiting = Waiting::default();
-    let leash = waiting.leash();
+    let leash = waiting.leash_for(LONG);
     let mut file = jpeg(64, 64);
     let head = file.windows(2).position(|two| two == [0xff, 0xc0]).unwrap();
     file[head + 5..head + 7].copy_from_slice(&3000u16.to_be_bytes());
@@ -230,7 +233,7 @@ fn a_camera_picture_needs_little_memory() {
 #[test]
 fn work_ends_when_nobody_waits() {
     let waiting = Waiting::default();
-    let leash = waiting.leash();
+    let leash = waiting.leash_for(LONG);
     drop(waiting);
     let file = jpeg(10, 10);
     assert!(matches!(Picture::open(&mut Cursor::new(&file), &leash), Err(Failed::Cancelled)));
@@ -243,7 +246,7 @@ fn work_ends_within_what_one_read_unpacks_to() {
     super::png::encode(&vec![7; 3 * 50_000], 1, 50_000, 3, &mut file).unwrap();
     assert!(file.len() < 16 << 10);
     let waiting = Waiting::default();
-    let (leash, mut waiting, mut rows, mut from) = (waiting.leash(), Some(waiting), 0, Cursor::new(&file[..]));
+    let (leash, mut waiting, mut rows, mut from) = (waiting.leash_for(LONG), Some(waiting), 0, Cursor::new(&file[..]));
     let Kind::Png(picture) = Picture::open(&mut from, &leash).unwrap().0 else { panic!("a PNG") };
     let ended = picture.rows(&mut |_| {
         drop(waiting.take());

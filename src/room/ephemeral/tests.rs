@@ -5,6 +5,7 @@ use std::time::Duration;
 use ruma::{OwnedEventId, OwnedUserId};
 use serde_json::{Value, json};
 
+use crate::base::aside::settled;
 use crate::room::testing::*;
 use crate::room::*;
 use crate::store::tables::room::event_row;
@@ -56,14 +57,8 @@ async fn typing_ends_by_itself() {
     house.rooms.set_typing(&anna, &room, Some(Duration::from_secs(30))).await.unwrap();
     assert_eq!(typing.changed(num, seen), None, "still typing is no news");
     let waiter = house.feed.register(house.user_num(&ben));
-    // The watcher may still be on its way to sleep: the clock moves until it woke.
-    for _ in 0..100 {
-        house.clock.advance(Duration::from_secs(31));
-        tokio::time::sleep(Duration::from_millis(2)).await;
-        if typing.serial() != seen {
-            break;
-        }
-    }
+    house.clock.pass(Duration::from_secs(31)).await;
+    settled().await;
     assert_eq!(typing.changed(num, seen), Some(Vec::new()));
     assert!(waiter.wait(house.clock.instant() + Duration::from_secs(1)).await, "who is in the room is woken");
     assert!(is_forbidden(house.rooms.set_typing(&house.user("cleo").await, &room, None).await));
@@ -89,8 +84,8 @@ async fn other_servers_hear_again_who_types_and_when_it_ends() {
     };
     assert_eq!(told(), [true]);
     for _ in 0..400 {
-        house.clock.advance(Duration::from_secs(1));
-        tokio::time::sleep(Duration::from_millis(2)).await;
+        house.clock.pass(Duration::from_secs(1)).await;
+        settled().await;
         if told().contains(&false) {
             break;
         }

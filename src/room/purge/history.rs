@@ -343,8 +343,7 @@ mod tests {
         let reach = Reach::before(house.clock.now_ms() - 30 * DAY_MS);
         let purging = async {
             loop {
-                tokio::task::yield_now().await;
-                house.clock.advance(std::time::Duration::from_millis(50));
+                house.clock.pass(std::time::Duration::from_millis(50)).await;
             }
         };
         let (events, bytes) = tokio::select! {

@@ -188,9 +188,8 @@ mod tests {
             if done() {
                 return;
             }
-            house.clock.advance(step);
+            house.clock.pass(step).await;
             meanwhile(turn).await;
-            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         panic!("it never came to that");
     }
@@ -199,7 +198,7 @@ mod tests {
         sweep::is_declared(&house.read()).unwrap()
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[tokio::test]
     async fn what_no_row_names_is_gone_within_hours_and_nothing_else() {
         let house = house();
         let anna = house.user("anna").await;
@@ -272,7 +271,7 @@ mod tests {
     }
 
     /// After a power cut in the middle, nodes in use again stayed written down for ever.
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    #[tokio::test]
     async fn what_a_power_cut_left_declared_is_taken_back_at_the_start() {
         let house = house();
         house.store.write(sweep::begin).await.unwrap();

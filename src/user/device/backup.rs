@@ -395,6 +395,7 @@ mod tests {
     use std::ops::ControlFlow;
 
     use super::*;
+    use crate::base::aside::settled;
     use crate::base::{Clock, blocking};
     use crate::budget::Budget;
     use crate::store::MemoryMedium;
@@ -448,8 +449,7 @@ mod tests {
             let deleted = users.delete_backed_up(user, &version, scope);
             let pauses = async {
                 loop {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    town.clock.advance(DELETE_PAUSE);
+                    town.clock.pass(DELETE_PAUSE).await;
                 }
             };
             tokio::select! { kept = deleted => kept.unwrap(), () = pauses => unreachable!() }
@@ -552,18 +552,13 @@ mod tests {
         let (users, worker) = (second.users.clone(), Worker::new("sweep", &Clock::simulated(0)));
         let sweeping = tokio::spawn(async move { users.keep_backups_swept(&worker).await });
         for _ in 0..500 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            second.clock.advance(SWEEP_PAUSE);
+            second.clock.pass(SWEEP_PAUSE).await;
         }
+        settled().await;
         assert_eq!((rows(&second, &BACKUP_KEY), rows(&second, &BACKUP_GONE)), (7, 0));
         // It waits for the next deletion.
         second.users.delete_backup(bob, "1").await.unwrap();
-        for _ in 0..500 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            if rows(&second, &BACKUP_KEY) == 0 {
-                break;
-            }
-        }
+        settled().await;
         assert_eq!(rows(&second, &BACKUP_KEY), 0);
         sweeping.abort();
     }
@@ -616,12 +611,7 @@ mod tests {
         // The clock stands still, so this is without a pause.
         let (users, worker) = (town.users.clone(), Worker::new("sweep", &Clock::simulated(0)));
         let sweeping = tokio::spawn(async move { users.keep_backups_swept(&worker).await });
-        for _ in 0..500 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-            if rows(&town, &BACKUP_GONE) == 0 {
-                break;
-            }
-        }
+        settled().await;
         assert_eq!(rows(&town, &BACKUP_GONE), 0);
         sweeping.abort();
         assert_eq!(rows(&town, &BACKUP_KEY), 0);
