@@ -95,8 +95,8 @@ pub struct BriefRoom {
 }
 
 impl Rooms {
-    /// The rooms at the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk over all
-    /// rooms. `most` is at most 512.
+    /// The rooms at the ranks `from..from + most`, and how many there are in all: a few walks over all rooms, one for the first 512.
+    /// `most` is at most 512.
     pub async fn find(
         &self,
         wanted: WantedRooms,

@@ -63,8 +63,8 @@ pub struct Listed {
 }
 
 impl Users {
-    /// The accounts at the ranks `from..from + most`, and how many there are in all. Each further 512 ranks cost another walk over
-    /// all accounts of this server. `most` is at most 512.
+    /// The accounts at the ranks `from..from + most`, and how many there are in all: a few walks over all accounts of this server,
+    /// one for the first 512. `most` is at most 512.
     pub async fn find(
         &self,
         wanted: Wanted,
