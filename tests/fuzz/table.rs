@@ -276,7 +276,7 @@ pub const TABLE: &[Endpoint] = &[
     post(BARE, "/_snug/sign-in", Bytes).of(Anybody),
     post(BARE, "/_snug/sign-out", Bytes).of(Anybody),
     get(BARE, "/_snug/live/{part}").of(Anybody),
-    get(BARE, "/_snug/people/").of(Anybody).asks("find=text&after=user_id&done=text"),
+    get(BARE, "/_snug/people/").of(Anybody).asks("find=text&after=user_id&bridges=text&done=text"),
     get(BARE, "/_snug/people/add").of(Anybody),
     post(BARE, "/_snug/people/add", Bytes).of(Anybody),
     get(BARE, "/_snug/people/of/{user}").of(Anybody).asks("from=number"),

@@ -273,3 +273,23 @@ async fn what_is_known_in_matrix_is_looked_up_elsewhere() {
     assert_eq!(house.get("/thirdparty/location?alias=%23irc_x:localhost", &alice).await.ok(), json!([place]));
     assert_eq!(house.get("/thirdparty/user?userid=@irc_b:localhost", &alice).await.ok(), json!([user]));
 }
+
+/// An administrator could give somebody a name of a bridge, which could then do and read everything there; and the administration API
+/// said of no account that a bridge has it.
+#[tokio::test]
+async fn names_of_a_service_are_given_to_nobody_else() {
+    let house = house_with(&Service::start().await, "").await;
+    let alice = house.register("alice").await;
+    let administrator: ruma::OwnedUserId = alice.id.as_str().try_into().unwrap();
+    house.server().users.set_admin(&administrator, true).await.unwrap();
+    let ghost = ghost(&house, "irc_a").await;
+    let of = |user: &str| format!("/_synapse/admin/v2/users/{user}");
+    let service = async |user: &str| house.get(&of(user), &alice).await.ok()["appservice_id"].clone();
+    assert_eq!(service(&ghost).await, "irc");
+    assert_eq!(service("@ircbot:localhost").await, "irc");
+    assert_eq!(service(&alice.id).await, json!(null));
+    house.put(&of("@irc_b:localhost"), &alice, json!({ "password": "long enough" })).await.refused(400, "M_EXCLUSIVE");
+    let free = "/_synapse/admin/v1/username_available?username=irc_b";
+    house.get(free, &alice).await.refused(400, "M_EXCLUSIVE");
+    house.put(&of("@bert:localhost"), &alice, json!({ "password": "long enough" })).await.ok();
+}

@@ -45,11 +45,12 @@ struct Badge {
     class: &'static str,
 }
 
-fn badges(account: &Account, has_link: bool) -> Vec<Badge> {
+fn badges(account: &Account, has_link: bool, is_service: bool) -> Vec<Badge> {
     let is_active = account.standing == Standing::Active;
     let words = [
         (account.admin, "administrator", ""),
         (account.bot, "bot", ""),
+        (is_service, "bridge", ""),
         (account.standing == Standing::Deactivated, "closed", "wrong"),
         (account.locked && is_active, "locked", "wrong"),
         (account.suspended && is_active, "suspended", "look"),

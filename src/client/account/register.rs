@@ -256,13 +256,12 @@ async fn check_free(client: &Client, username: &str) -> Result<(), Error> {
     if client.notices.is_reserved(username) {
         return Err(user::Error::Taken.into());
     }
-    client.users.is_free(username).await?;
-    Ok(client.users.check_not_exclusive(&client.users.new_id(username)?, None)?)
+    Ok(client.users.is_free(username).await?)
 }
 
 /// GET /_matrix/client/v3/register/available
 ///
-/// 400 `M_MISSING_PARAM` without `username`; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 403 `M_FORBIDDEN` when
+/// 400 `M_MISSING_PARAM` without `username`; 400 `M_INVALID_USERNAME`; 400 `M_USER_IN_USE`; 400 `M_EXCLUSIVE`; 403 `M_FORBIDDEN` when
 /// registration is off.
 pub async fn available(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     request.limit(&rates::NAME)?;

@@ -100,8 +100,11 @@ async fn details(client: &Client, user_id: &OwnedUserId) -> Result<Value, Error>
     let mut value = shown(&listed);
     // As Synapse has it here, in seconds.
     value["creation_ts"] = (listed.account.created_ms / 1_000).into();
+    // Who made an account is not kept; without a password it is the service's whose the name is.
+    let service = client.users.services().owner_of_user(user_id, None).filter(|_| !listed.account.has_password);
+    let service = service.map(|service| service.id.clone());
     let more = json!({
-        "threepids": [], "external_ids": [], "appservice_id": null, "consent_server_notice_sent": null,
+        "threepids": [], "external_ids": [], "appservice_id": service, "consent_server_notice_sent": null,
         "consent_version": null, "consent_ts": null,
     });
     if let (Some(value), Value::Object(more)) = (value.as_object_mut(), more) {

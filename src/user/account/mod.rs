@@ -84,9 +84,11 @@ impl Users {
         id::new_user(localpart, self.server()).map_err(|wrong| Error::bad("M_INVALID_USERNAME", wrong.to_string()))
     }
 
-    /// Whether a new account may have this name: `Taken` when an account has or had it.
+    /// Whether a new account may have this name: `Taken` when an account has or had it, `M_EXCLUSIVE` when it is an application
+    /// service's alone, which could do and read everything there.
     pub async fn is_free(&self, localpart: &str) -> Result<(), Error> {
         let user_id = self.new_id(localpart)?;
+        self.check_not_exclusive(&user_id, None)?;
         self.read(move |get| check_free(get, &user_id)).await
     }
 

@@ -76,7 +76,7 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         path: path(&user_id),
         letter: letter(&name),
         name,
-        badges: badges(account, person.link_until_ms.is_some()),
+        badges: badges(account, person.link_until_ms.is_some(), person.is_service),
         is_closed: account.standing == Standing::Deactivated,
         is_admin: account.admin,
         is_locked: account.locked,
