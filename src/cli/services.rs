@@ -1,6 +1,6 @@
 //! `snug appservice`.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 use serde_json::json;
@@ -68,8 +68,18 @@ fn list(config: &Config) -> Result<(), String> {
 
 /// Copies a file into the data folder, where only the server reads it.
 fn add(config: &Config, file: &Path) -> Result<(), String> {
-    serve::check_owner(&config.data_dir).map_err(|error| error.to_string())?;
-    let wrong = |error: std::io::Error| format!("{}: {error}", file.display());
+    // The file is in the folder of whoever set up the bridge, which the server's user often may not enter.
+    if let Some(owner) = serve::other_owner(&config.data_dir).map_err(|error| error.to_string())? {
+        let folder = config.data_dir.display();
+        return Err(format!("{folder}: it belongs to {owner}, as whom the server runs. {}", handed_over(file, &owner)));
+    }
+    let wrong = |error: std::io::Error| match error.kind() {
+        ErrorKind::PermissionDenied => {
+            let me = serve::user_name(rustix::process::geteuid().as_raw());
+            format!("{}: {me} may not read it. {}", file.display(), handed_over(file, &me))
+        }
+        _ => format!("{}: {error}", file.display()),
+    };
     let (text, name) = match file == Path::new("-") {
         true => (read_some(std::io::stdin().lock()).map_err(wrong)?, "standard input".to_owned()),
         false => (std::fs::File::open(file).and_then(read_some).map_err(wrong)?, file.display().to_string()),
@@ -96,6 +106,12 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
     make_folder(&folder).and_then(|()| write_secret(&to, &text)).map_err(failed)?;
     print(&format!("{} is registered: {}\n", registration.id, to.display()));
     reload(config)
+}
+
+/// How a file comes to the user of the server, who may not read it where it is.
+fn handed_over(file: &Path, owner: &str) -> String {
+    let cat = if file == Path::new("-") { String::new() } else { format!("sudo cat {} | ", file.display()) };
+    format!("Hand it over: {cat}sudo -u {owner} snug appservice add -")
 }
 
 /// As much as a registration may have, and a byte more.
@@ -130,4 +146,17 @@ fn reload(config: &Config) -> Result<(), String> {
         let wrong = answer["wrong"].as_array().into_iter().flatten().filter_map(|wrong| wrong.as_str());
         Ok(wrong.map(|wrong| format!("BAD  {wrong}\n")).collect())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each of two messages named the other's command, and neither worked for a file in somebody's home.
+    #[test]
+    fn a_file_is_handed_over_by_who_may_read_it() {
+        let way = handed_over(Path::new("/home/pi/hb.yaml"), "snug");
+        assert_eq!(way, "Hand it over: sudo cat /home/pi/hb.yaml | sudo -u snug snug appservice add -");
+        assert_eq!(handed_over(Path::new("-"), "snug"), "Hand it over: sudo -u snug snug appservice add -");
+    }
 }

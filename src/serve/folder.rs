@@ -112,18 +112,20 @@ pub fn open_files(config: &Config) -> Vec<String> {
     inside.chain(outside).filter_map(open).collect()
 }
 
-/// Refuses to work in a folder of another user. A folder that does not exist yet has no owner.
-pub fn check_owner(folder: &Path) -> Result<(), Failed> {
+/// The other user to whom a folder belongs. A folder that does not exist yet has no owner.
+pub fn other_owner(folder: &Path) -> Result<Option<String>, Failed> {
     let owner = match std::fs::metadata(folder) {
         Ok(found) => found.uid(),
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(folder.display(), error)),
     };
-    let me = rustix::process::geteuid().as_raw();
-    if owner == me {
-        return Ok(());
-    }
-    let (owner, me) = (user_name(owner), user_name(me));
+    Ok((owner != rustix::process::geteuid().as_raw()).then(|| user_name(owner)))
+}
+
+/// Refuses to work in a folder of another user.
+pub fn check_owner(folder: &Path) -> Result<(), Failed> {
+    let Some(owner) = other_owner(folder)? else { return Ok(()) };
+    let me = user_name(rustix::process::geteuid().as_raw());
     let why = format!(
         "it belongs to {owner}, and the server could not use files that {me} makes there. Run this as its owner: sudo \
          -u {owner} snug …"

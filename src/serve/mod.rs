@@ -65,7 +65,7 @@ use crate::web::Folders;
 pub use self::addresses::{first_account, is_only_here, let_in, urls};
 pub use self::folder::{
     CERTIFICATES, SOCKET, check_database, check_owner, has_data, has_database, kept, known_signing_key,
-    old_signing_keys, open_files, user_name,
+    old_signing_keys, open_files, other_owner, user_name,
 };
 use self::folder::{DATABASE, MEDIA, SCRATCH};
 use database::{open_store, open_when_free, store_options};

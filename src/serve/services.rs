@@ -157,10 +157,16 @@ fn unreadable(file: &Path, error: &std::io::Error) -> String {
     let me = super::user_name(rustix::process::geteuid().as_raw());
     match error.kind() {
         std::io::ErrorKind::PermissionDenied => {
-            let file = file.display();
+            let (is_folder, file) = (file.is_dir(), file.display());
+            let (may, copy) = match is_folder {
+                true => ("g+rx", String::new()),
+                false => {
+                    ("g+r", format!(", or hand over a copy: sudo cat {file} | sudo -u {me} snug appservice add -"))
+                }
+            };
             format!(
                 "{me} may not read it: give it to a group that {me} is in (sudo usermod -aG GROUP {me}; sudo chgrp GROUP {file}; sudo \
-                 chmod g+r {file}, and g+x for its folders), or hand over a copy with `snug appservice add {file}`"
+                 chmod {may} {file}, and g+x for its folders){copy}"
             )
         }
         _ => error.to_string(),
