@@ -354,6 +354,9 @@ async fn a_service_is_told_its_rooms_in_order_and_nothing_else_over_ends_of_both
     say(&house, &alice, &room, "two").await.ok();
     service.hears("two").await;
     assert_eq!(service.bodies(), ["one", "two"]);
+    // Each event said that whoever reads it had left the room.
+    let told = service.transactions().into_iter().flat_map(|(_, body)| body["events"].as_array().unwrap().clone());
+    assert!(told.into_iter().all(|event| event["unsigned"]["membership"].is_null()));
 
     // It is away: what was tried comes again under the same id, and then the rest.
     service.set_status(500);

@@ -33,7 +33,7 @@ const FIELD_KEYS_MAX: usize = 50;
 #[derive(Clone, Debug, Default)]
 pub struct Format {
     pub now_ms: u64,
-    /// The reading user and device: events that the device sent carry its transaction id.
+    /// The reading user and device: events that the device sent carry its transaction id. Without a number, nobody.
     pub user: UserNum,
     pub device: String,
     /// When given, written into each event; a sync leaves it out, since the room id stands above the events.
@@ -304,7 +304,10 @@ fn write_transaction(
 }
 
 fn write_membership(get: &impl Get, row: &Row, format: &Format, first: usize, out: &mut Vec<u8>) -> Result<()> {
-    if let Some(membership) = membership_at(get, row, format)? {
+    // An application service is told of a room for several users, or for none of its own: nobody reads there.
+    if format.user != UserNum::default()
+        && let Some(membership) = membership_at(get, row, format)?
+    {
         write_text(out, first, "membership", membership.as_str());
     }
     Ok(())
