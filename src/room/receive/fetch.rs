@@ -15,7 +15,7 @@ use super::KEYS_TIME_MAX;
 use crate::base;
 use crate::budget::Grant;
 use crate::matrix::sign::{self, PublicKey};
-use crate::matrix::{Event, Reject};
+use crate::matrix::{Event, Reject, json};
 use crate::remote::json_stream::{self, Events, Item, Limits, Malformed};
 use crate::remote::{Failed, Options, Remote, StreamLimits, Urgency, encode};
 use crate::room::Rooms;
@@ -121,8 +121,14 @@ impl Fetched {
     /// The first `limit` events of an answer; those behind them are not looked at.
     fn read(text: Vec<u8>, limit: usize, paid: Option<Grant>) -> Result<Fetched, Failed> {
         // Taken apart without a look inside: the reader passes over an event that cannot be read.
-        let events = json_stream::places(&text, &["pdus", "events"], limit.min(LIMIT_MAX));
+        const LISTS: [&str; 2] = ["pdus", "events"];
+        let events = json_stream::places(&text, &LISTS, limit.min(LIMIT_MAX));
         let events = events.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
+        // No list is not an empty one, which says that there are none.
+        let is_list = |name: &&str| json::read::get(&text, name).is_some_and(|list| list.starts_with(b"["));
+        if events.is_empty() && !LISTS.iter().any(|name| is_list(&name)) {
+            return Err(Failed::BadAnswer("there is no list of events in it".into()));
+        }
         Ok(Fetched { text, events, _paid: paid })
     }
 

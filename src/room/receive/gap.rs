@@ -1,9 +1,12 @@
 //! Missing events that a received event cites or follows.
 //!
 //! First the events between it and our own, in a few rounds of `get_missing_events`; then, where a gap stays, the state
-//! before the event as its sender's server tells it (`state_ids`, with single events or the whole `state` for the
-//! unknown part); and for any event the ones it cites, one by one or, where they are many, as an auth chain
-//! (`event_auth`). Everything fetched passes the same checks as pushed events.
+//! before it as its sender's server tells it (`gap_state.rs`); and for any event the ones it cites, one by one or, where
+//! they are many, as an auth chain (`event_auth`, `gap_whole.rs`). Everything fetched passes the same checks as pushed
+//! events.
+//!
+//! An event that nobody gives out, or that cannot be verified, fails those that cite it, and no other: whoever follows
+//! them stands on the state before the gap.
 //!
 //! Every step is bounded: rounds, events, states, bytes of a share of the `gaps` account that is set aside before any
 //! request, and the time of it all. An event whose missing events cannot be had within that is refused. Events that
@@ -17,7 +20,6 @@ use ruma::{EventId, OwnedEventId, OwnedServerName, RoomId, ServerName};
 
 use super::authorize::{self, CitedEvents, MissingEvents};
 use super::fetch::{Fetch, fewer};
-use super::inbox::Given;
 use super::inbox::{How, Inbox, Processed, Step, read_event};
 use crate::budget::{Account, Grant};
 use crate::matrix::{Event, Reject};
@@ -27,12 +29,11 @@ use crate::room::append::new_event::Append;
 use crate::room::error::{Error, Result};
 use crate::room::receive::intake;
 use crate::room::state;
-use crate::room::state::tree::Tree;
 use crate::room::state::{RoomRef, known_num};
 use crate::store::tables::room::event;
-use crate::store::tables::room::event_row::{Flags, Root};
-use crate::store::tables::room::{member, state_tree};
-use crate::store::{self, EventNum, Get, RoomNum, StateKeyNum};
+use crate::store::tables::room::event_row::Flags;
+use crate::store::tables::room::member;
+use crate::store::{self, RoomNum};
 
 /// Rounds of `get_missing_events` for one gap, and events requested in each: Synapse's limit.
 const GAP_ROUNDS_MAX: usize = 6;
@@ -50,45 +51,42 @@ const CHAINS_MAX: usize = 3;
 const GUEST_CHAINS_MAX: usize = 1;
 /// States fetched for one gap.
 const STATES_MAX: usize = 3;
-/// From this many unknown events of a state on, the whole state is fetched instead of each event.
-const SINGLE_EVENTS_MAX: usize = 60;
-/// How often a whole state or auth chain is read. An event that cites a later one of the answer may not fit into memory
-/// until that one came; in the next reading it can be stored. Each reading stores what lies lowest, as much as fits.
-const READS_MAX: usize = 16;
-/// Waiting for other servers, for one gap; and for a gap that needs a whole answer: servers take minutes for large ones.
+/// Waiting for other servers, for one gap.
 const TIME_MAX: Duration = Duration::from_secs(50);
-const WHOLE_TIME_MAX: Duration = Duration::from_secs(240);
 /// The bound for a server that is not in the room as far as we know: its join may be the missing event.
 const GUEST_CITED_MAX: usize = 20;
 const GUEST_TIME_MAX: Duration = Duration::from_secs(15);
 /// Memory of one filling; half the account where that is less, so that two rooms' gaps are filled beside each other.
 const BYTES_MAX: u64 = 4 << 20;
-/// Keys in which a state differs from the present one, charged as they come: so many at once. A key has 12 bytes in the
-/// list, and as much again while the list grows or a copy of it is judged.
-const CHANGES_AT_ONCE: usize = 256;
-const CHANGE_BYTES: u64 = 24;
 /// Outliers stored in one commit.
 const OUTLIERS_AT_ONCE: usize = 16;
-/// Events of a streamed state whose signatures are checked together.
-const CHECKED_AT_ONCE: usize = 32;
+/// Events remembered as not to be had, and a bound of what one takes: 16 KiB. Beyond it they are asked for again.
+const LOST_MAX: usize = 128;
+const LOST_BYTES: u64 = 128;
 
 /// The filling of one gap.
 pub(in crate::room) struct GapFill<'i, F> {
-    inbox: &'i Inbox<F>,
-    origin: OwnedServerName,
-    room: RoomRef,
-    room_id: ruma::OwnedRoomId,
+    pub(super) inbox: &'i Inbox<F>,
+    pub(super) origin: OwnedServerName,
+    pub(super) room: RoomRef,
+    pub(super) room_id: ruma::OwnedRoomId,
     /// On the clock of spans: when the gap is given up, and the deadline of the task that waits for it.
-    until: Duration,
-    share_until: Duration,
-    is_guest: bool,
+    pub(super) until: Duration,
+    pub(super) share_until: Duration,
+    pub(super) is_guest: bool,
     cited_left: usize,
     chains_left: usize,
-    states_left: usize,
+    pub(super) states_left: usize,
+    /// Events that cannot be had one by one, or cannot be stored since they cite such ones. With [`LOST_BYTES`] of each
+    /// of them, from the first on.
+    pub(super) lost: BTreeSet<OwnedEventId>,
+    lost_paid: Grant,
+    /// A state was fetched for the sake of auth events that cannot be had one by one.
+    is_state_tried: bool,
     /// The filling's own memory; an event that does not fit it never will, so the sender is not told to retry.
-    own: Account,
+    pub(super) own: Account,
     /// Pays, from the filling's own memory, for events until they are stored.
-    grant: Grant,
+    pub(super) grant: Grant,
     _paid: Grant,
 }
 
@@ -120,6 +118,9 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             chains_left: if is_guest { GUEST_CHAINS_MAX } else { CHAINS_MAX },
             cited_left: if is_guest { GUEST_CITED_MAX } else { CITED_MAX },
             states_left: if is_guest { 0 } else { STATES_MAX },
+            lost: BTreeSet::new(),
+            lost_paid: own.try_take(0)?,
+            is_state_tried: false,
             grant: own.try_take(0)?,
             own,
             _paid: paid,
@@ -136,11 +137,11 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             Step::Missing(lacking) if lacking.prev.is_empty() => {}
             Step::Missing(lacking) => Box::pin(self.close_gap(&event, lacking)).await?,
         }
-        self.admit(event, how).await.map(Some)
+        self.admit(event, how, false).await.map(Some)
     }
 
-    /// One event, with the single events or states it lacks.
-    async fn admit(&mut self, event: Arc<Event>, mut how: How) -> Result<Processed> {
+    /// One event, with the single events or states it lacks. `is_pulled`: its server gave it as one that was missing.
+    async fn admit(&mut self, event: Arc<Event>, mut how: How, is_pulled: bool) -> Result<Processed> {
         let mut grant = None;
         for _ in 0..4 {
             match self.inbox.try_process(self.room.num, event.clone(), how.clone(), &mut grant).await? {
@@ -149,23 +150,43 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                 Step::Missing(lacking) if !lacking.auth.is_empty() => {
                     let is_in_gap = !lacking.prev.is_empty() && how.given.is_none();
                     match Box::pin(self.fetch_cited(lacking.auth)).await {
-                        // A server that gives out no auth chain by itself gives it with the state before the event.
-                        Err(Error::Reject(_)) if is_in_gap && self.states_left > 0 => {
-                            how.given = Some(Box::pin(self.state_before(event.id())).await?);
+                        // A server that gives out no auth chain by itself gives it with the state before the event. Once: the
+                        // states that may be fetched are for the events behind those that cannot be had.
+                        Err(Error::Reject(_)) if is_in_gap && self.states_left > 0 && !self.is_state_tried => {
+                            self.is_state_tried = true;
+                            self.lose(event.id());
+                            how.given = Some(Box::pin(self.state_for(&event, &lacking.prev, is_pulled)).await?);
+                        }
+                        Err(failed @ Error::Reject(_)) => {
+                            self.lose(event.id());
+                            return Err(failed);
                         }
                         fetched => fetched?,
                     }
                 }
-                Step::Missing(_) | Step::Unresolved => {
-                    how.given = Some(Box::pin(self.state_before(event.id())).await?);
+                Step::Missing(lacking) => {
+                    how.given = Some(Box::pin(self.state_for(&event, &lacking.prev, is_pulled)).await?);
                 }
+                Step::Unresolved => how.given = Some(Box::pin(self.state_before(event.id())).await?),
                 Step::StateIncomplete => break,
             }
         }
         Err(Reject::auth("the previous events or auth events of the event cannot be fetched").into())
     }
 
-    fn check_time(&self) -> Result<()> {
+    /// Remembers, as long as this gap is filled, that an event cannot be had.
+    pub(super) fn lose(&mut self, id: &EventId) {
+        if self.lost.len() < LOST_MAX && !self.lost.contains(id) && self.lost_paid.grow(LOST_BYTES).is_ok() {
+            self.lost.insert(id.to_owned());
+        }
+    }
+
+    pub(super) fn forget_lost(&mut self) {
+        self.lost.clear();
+        self.lost_paid.shrink(self.lost_paid.bytes());
+    }
+
+    pub(super) fn check_time(&self) -> Result<()> {
         match self.inbox.rooms.0.parts.clock.instant() < self.until {
             true => Ok(()),
             false => Err(Error::Remote(Failed::Timeout)),
@@ -174,19 +195,19 @@ impl<'i, F: Fetch> GapFill<'i, F> {
 
     /// Whether more of the room may be stored for this server. Checked before each part that has a bound of its own;
     /// the part is then finished, since events fetched and given up would only be fetched again.
-    fn check_intake(&self) -> Result<()> {
+    pub(super) fn check_intake(&self) -> Result<()> {
         intake::check_fetching(&self.inbox.rooms, &self.origin, self.room.num)
     }
 
     /// Counts an event that is to be stored.
-    fn charge(&self, event: &Event) {
+    pub(super) fn charge(&self, event: &Event) {
         let (room, bytes) = ((self.room.num, self.room_id.as_str()), event.to_federation().len() as u64);
         intake::charge_fetched(&self.inbox.rooms, &self.origin, room, bytes);
     }
 
     /// Waits for another server as long as there is time. Our own work is not waited for in there: a write that was
     /// begun is finished.
-    fn in_time<T, A: Future<Output = Result<T, Failed>>>(
+    pub(super) fn in_time<T, A: Future<Output = Result<T, Failed>>>(
         &self,
         asking: A,
     ) -> impl Future<Output = Result<T, Failed>> + use<T, A, F> {
@@ -231,21 +252,31 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                     if failed.is_of_the_way() {
                         return Err(failed.into());
                     }
+                    if matches!(failed, Failed::BadAnswer(_)) {
+                        return Err(unreadable());
+                    }
                     break;
                 }
             };
             // As many as fit, the newest first: older ones could not be reached without them.
             let (held, mut events) = (self.grant.bytes(), Vec::new());
+            let mut is_readable = fetched.iter().next().is_none();
             // Servers walk back as far as they were asked to; from one that stopped this early nothing comes before it.
             let is_all = fetched.iter().count() * 2 < limit;
             for raw in fetched.iter().rev() {
                 let Ok(event) = self.read(raw) else { continue };
+                is_readable = true;
                 if self.grant.grow(event.weight() as u64).is_err() {
                     break;
                 }
                 events.push(event);
             }
             drop(fetched);
+            // No server that keeps to the rules builds upon what nobody can read, or has a state behind it. Should others build
+            // upon this event, it comes again as one that they miss nothing of but this.
+            if !is_readable && found.is_empty() {
+                return Err(unreadable());
+            }
             let mut fresh: HashMap<OwnedEventId, Event> =
                 self.inbox.check(events).await.into_iter().filter_map(|(id, event)| Some((id, event.ok()?))).collect();
             // Only events that lead to this event count; any other that the server sends was not requested.
@@ -270,7 +301,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
         for event in in_order(found, |event| event.prev_events().map(ToOwned::to_owned).collect()) {
             let (id, weight) = (event.id().to_owned(), event.weight() as u64);
-            let admitted = self.admit(event, How::default()).await;
+            let admitted = self.admit(event, How::default(), true).await;
             self.grant.shrink(weight);
             if let Err(failed) = admitted {
                 if failed.is_passing() {
@@ -348,6 +379,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         let mut found: HashMap<OwnedEventId, Arc<Event>> = HashMap::new();
         let (mut open, mut lost) = (wanted.clone(), BTreeSet::new());
         let held = self.grant.bytes();
+        open.retain(|id| !self.lost.contains(id) || !lost.insert(id.clone()));
         for _ in 0..CITED_ROUNDS_MAX {
             if open.len() > self.cited_left {
                 break;
@@ -356,7 +388,10 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             for id in open.drain(..) {
                 match self.fetch_one(&id).await? {
                     Some(event) => events.push(event),
-                    None => drop(lost.insert(id)),
+                    None => {
+                        self.lose(&id);
+                        lost.insert(id);
+                    }
                 }
             }
             for (id, event) in self.inbox.check(events).await {
@@ -365,15 +400,18 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                     Err(failed) if failed.is_passing() => return Err(failed),
                     Err(failed) => {
                         tracing::debug!(%id, %failed, "an event that others refer to cannot be verified");
+                        self.lose(&id);
                         lost.insert(id);
                     }
                 }
             }
             open = self.unknown_cited(&found).await?;
-            open.retain(|id| !lost.contains(id));
+            open.retain(|id| !lost.contains(id) && !self.lost.contains(id));
             if open.is_empty() {
-                self.store_outliers(found).await?;
-                return Ok(lost.len());
+                // What waits cites one that is lost.
+                let waiting = self.store_outliers(found).await?;
+                waiting.iter().for_each(|event| self.lose(event.id()));
+                return Ok(lost.len() + waiting.len());
             }
         }
         if found.is_empty() {
@@ -400,7 +438,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         self.check_intake()?;
         self.chains_left =
             self.chains_left.checked_sub(1).ok_or_else(|| Reject::auth("too many long auth chains are missing"))?;
-        match self.fetch_whole(Whole::AuthChain, id).await {
+        match self.fetch_whole_chain(id).await {
             Err(Error::Remote(failed)) if failed.is_refusal() => {
                 tracing::debug!(%id, origin = %self.origin, %failed, "an auth chain cannot be fetched");
                 Err(Reject::auth("too many auth events are missing").into())
@@ -410,7 +448,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     }
 
     /// `None` when the server does not give the event out, or gives another instead.
-    async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
+    pub(super) async fn fetch_one(&mut self, id: &EventId) -> Result<Option<Event>> {
         self.check_time()?;
         self.cited_left = self.cited_left.saturating_sub(1);
         let raw = match self.in_time(self.inbox.fetch.event(&self.origin, id)).await {
@@ -478,243 +516,14 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         }
         Ok(waiting)
     }
-
-    // ---- states ------------------------------------------------------------------------------------------------
-
-    /// The state before an event, as the server that sent it tells. Events of it that cannot be had, or whose signing
-    /// keys cannot be had, are left out: a server that is gone must not keep all others out of the room.
-    async fn state_before(&mut self, id: &EventId) -> Result<Given> {
-        self.check_time()?;
-        self.check_intake()?;
-        self.states_left = self
-            .states_left
-            .checked_sub(1)
-            .ok_or_else(|| Reject::auth("the history before the event has too many gaps"))?;
-        let mut survey = self.survey(id).await?;
-        let unknown = std::mem::take(&mut survey.unknown);
-        if unknown.len() > SINGLE_EVENTS_MAX {
-            drop(survey);
-            self.fetch_whole(Whole::State, id).await?;
-            survey = self.survey(id).await?;
-        } else if !unknown.is_empty() {
-            match self.fetch_singly(unknown.clone()).await {
-                // More events are unknown than can be requested singly.
-                Err(Error::Reject(_)) => self.fetch_whole(Whole::State, id).await?,
-                fetched => drop(fetched?),
-            }
-            let look_again = move |_: &crate::room::Rooms, read: &store::Read| {
-                unknown.into_iter().try_for_each(|id| survey.look_at(read, id))?;
-                Ok(survey)
-            };
-            survey = self.inbox.rooms.reading(look_again).await?;
-        }
-        let left_out = survey.unknown.len();
-        if left_out > 0 {
-            tracing::warn!(%id, room_id = %self.room_id, origin = %self.origin, left_out, "the room state fetched for \
-             a gap is not complete");
-        }
-        let create = self.room.row.create;
-        let given = self.inbox.rooms.reading(move |_, read| {
-            let (tree, paid) = survey.finish(read)?;
-            let key = state_tree::key(read, "m.room.create", "")?.ok_or(Error::NotFound)?;
-            match tree.get(read, key)? == create {
-                true => Ok(Given { tree, is_whole: left_out == 0, _paid: Some(Arc::new(paid)) }),
-                false => Err(Reject::auth("the state before the event has another create event").into()),
-            }
-        });
-        given.await
-    }
-
-    /// Compares another server's state with our present one, id by id as they come.
-    async fn survey(&self, id: &EventId) -> Result<Survey> {
-        let num = self.room.num;
-        let most = self.inbox.means().changes_max();
-        let grant = self.own.try_take(0)?;
-        let present = self.inbox.rooms.reading(move |_, read| Ok(known_num(read, num)?.row.state)).await?;
-        let mut survey = Survey::new(num, present, most, grant);
-        let (out, mut pieces) = tokio::sync::mpsc::channel(1);
-        let asking = self.in_time(self.inbox.fetch.state_ids(&self.origin, &self.room_id, id, out));
-        let taking = async move {
-            while let Some(ids) = pieces.recv().await {
-                let look = move |_: &crate::room::Rooms, read: &store::Read| {
-                    for raw in ids {
-                        // A string that is no event id names no event.
-                        let Ok(id) = serde_json::from_slice(&raw) else { continue };
-                        survey.look_at(read, id)?;
-                    }
-                    Ok(survey)
-                };
-                survey = self.inbox.rooms.reading(look).await?;
-            }
-            Ok::<_, Error>(survey)
-        };
-        let (asked, survey) = tokio::join!(asking, taking);
-        let survey = survey?;
-        asked?;
-        Ok(survey)
-    }
-
-    /// Stores the unknown events of an answer that is a whole state with its auth chain, or a whole auth chain.
-    async fn fetch_whole(&mut self, what: Whole, id: &EventId) -> Result<()> {
-        if !self.is_guest {
-            let now = self.inbox.rooms.0.parts.clock.instant();
-            self.until = self.share_until.min(now + WHOLE_TIME_MAX);
-        }
-        for _ in 0..READS_MAX {
-            let read = self.read_whole(what, id).await?;
-            if read.let_go == 0 || read.stored == 0 {
-                break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads the answer once. Stored events stay, should it break off.
-    async fn read_whole(&mut self, what: Whole, id: &EventId) -> Result<Reading> {
-        let (out, mut pieces) = tokio::sync::mpsc::channel(1);
-        let (inbox, origin, room_id) = (self.inbox, self.origin.clone(), self.room_id.clone());
-        let asking = async {
-            match what {
-                Whole::State => inbox.fetch.state(&origin, &room_id, id, out).await,
-                Whole::AuthChain => inbox.fetch.event_auth(&origin, &room_id, id, out).await,
-            }
-        };
-        let asking = self.in_time(asking);
-        let held = self.grant.bytes();
-        let this = &mut *self;
-        // It owns the receiver: the sending side stops when this one does.
-        let taking = async move {
-            let mut reading = Reading { held, ..Reading::default() };
-            while let Some(raws) = pieces.recv().await {
-                if let Err(full) = this.check_intake() {
-                    this.put_down(&mut reading).await?;
-                    return Err(full);
-                }
-                for event in this.unknown_of(raws).await? {
-                    this.take_in(&mut reading, event).await?;
-                }
-            }
-            this.put_down(&mut reading).await?;
-            Ok::<_, Error>(reading)
-        };
-        let (asked, taken) = tokio::join!(asking, taking);
-        self.grant.shrink(self.grant.bytes() - held);
-        let mut reading = taken?;
-        asked?;
-        // An event whose keys cannot be had never comes; the events that cite it are not missed.
-        reading.found.clear();
-        Ok(reading)
-    }
-
-    /// The events that can be read and are not here.
-    async fn unknown_of(&self, raws: Vec<Vec<u8>>) -> Result<Vec<Event>> {
-        let (version, room_id) = (self.room.version, self.room.row.id.clone());
-        let unknown = self.inbox.rooms.reading(move |_, read| {
-            let mut unknown = Vec::new();
-            for raw in raws {
-                if let Ok(event) = read_event(version, &room_id, &raw)
-                    && event::num(read, event.id().as_str())?.is_none()
-                {
-                    unknown.push(event);
-                }
-            }
-            Ok(unknown)
-        });
-        unknown.await
-    }
-
-    /// Takes one event of a state, making room for it first where there is none.
-    async fn take_in(&mut self, reading: &mut Reading, event: Event) -> Result<()> {
-        if reading.found.contains_key(event.id()) || reading.batch.iter().any(|other| other.id() == event.id()) {
-            return Ok(());
-        }
-        if self.pay(&event).is_err() {
-            self.put_down(reading).await?;
-            // The waiting events would mostly fill it again at once.
-            if self.grant.bytes() - reading.held > self.own.limit() / 4 {
-                reading.let_go_deepest();
-                self.pay_for(reading);
-            }
-            if self.pay(&event).is_err() {
-                reading.let_go += 1;
-                return Ok(());
-            }
-        }
-        self.charge(&event);
-        reading.batch.push(event);
-        match reading.batch.len() < CHECKED_AT_ONCE {
-            true => Ok(()),
-            false => self.verify(reading).await,
-        }
-    }
-
-    async fn verify(&mut self, reading: &mut Reading) -> Result<()> {
-        for (id, event) in self.inbox.check(std::mem::take(&mut reading.batch)).await {
-            match event {
-                Ok(event) => drop(reading.found.insert(id, Arc::new(event))),
-                Err(failed) if failed.is_passing() => return Err(failed),
-                Err(failed) => tracing::debug!(%id, %failed, "an event of a state or auth chain cannot be verified"),
-            }
-        }
-        self.pay_for(reading);
-        Ok(())
-    }
-
-    /// Stores every event that can be stored; the rest waits for the events it cites.
-    async fn put_down(&mut self, reading: &mut Reading) -> Result<()> {
-        self.verify(reading).await?;
-        let count = reading.found.len();
-        let waiting = self.store_outliers(std::mem::take(&mut reading.found)).await?;
-        reading.stored += count - waiting.len();
-        reading.found = waiting.into_iter().map(|event| (event.id().to_owned(), event)).collect();
-        self.pay_for(reading);
-        Ok(())
-    }
-
-    /// Returns the grant of events that are not held any more.
-    fn pay_for(&mut self, reading: &Reading) {
-        let found: usize = reading.found.values().map(|event| event.weight()).sum();
-        self.grant.shrink(self.grant.bytes().saturating_sub(reading.held + found as u64));
-    }
 }
 
-/// What another server tells as a whole.
-#[derive(Clone, Copy)]
-enum Whole {
-    /// The state before an event, and the auth chain of that state.
-    State,
-    /// The auth chain of an event.
-    AuthChain,
-}
-
-/// One reading of such an answer.
-#[derive(Default)]
-struct Reading {
-    /// Bytes of the filling that were in use before.
-    held: u64,
-    batch: Vec<Event>,
-    /// Checked, and not stored yet.
-    found: HashMap<OwnedEventId, Arc<Event>>,
-    stored: usize,
-    /// Events that found no room until the events they cite came.
-    let_go: usize,
-}
-
-impl Reading {
-    /// Lets half of the waiting events go. An event lies deeper in the room than those it cites, so the ones that can be
-    /// stored first stay, in whatever order the answer has them.
-    fn let_go_deepest(&mut self) {
-        let mut depths: Vec<u64> = self.found.values().map(|event| event.depth()).collect();
-        depths.sort_unstable();
-        let Some(&middle) = depths.get(depths.len() / 2) else { return };
-        let count = self.found.len();
-        self.found.retain(|_, event| event.depth() < middle);
-        self.let_go += count - self.found.len();
-    }
+fn unreadable() -> Error {
+    Reject::auth("the previous events, as the sender's server gives them, cannot be read").into()
 }
 
 /// Takes bytes out of the filling's own memory.
-fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
+pub(super) fn hold(grant: &mut Grant, bytes: u64) -> Result<()> {
     Ok(grant
         .grow(bytes)
         .map_err(|_| Reject::auth("the missing auth events need more memory than the budget allows"))?)
@@ -746,91 +555,4 @@ pub(in crate::room) fn in_order(
         }
     }
     ordered
-}
-
-/// Another server's state beside our present one.
-struct Survey {
-    room: RoomNum,
-    present: Option<Root>,
-    /// A bit for each state key it has.
-    seen: Vec<u64>,
-    /// Each key once: `seen` makes sure of that.
-    changes: Vec<(StateKeyNum, Option<EventNum>)>,
-    changes_max: usize,
-    /// Events that are not here, as many as may be fetched one by one and one more.
-    unknown: Vec<OwnedEventId>,
-    grant: Grant,
-}
-
-impl Survey {
-    fn new(room: RoomNum, present: Option<Root>, changes_max: usize, grant: Grant) -> Survey {
-        let (seen, changes, unknown) = (Vec::new(), Vec::new(), Vec::new());
-        Survey { room, present, seen, changes, changes_max, unknown, grant }
-    }
-
-    fn look_at(&mut self, get: &impl Get, id: OwnedEventId) -> Result<()> {
-        let Some((num, row)) = state::event::stored(get, id.as_str())? else {
-            // One more says that there are too many.
-            if self.unknown.len() <= SINGLE_EVENTS_MAX {
-                hold(&mut self.grant, 96)?;
-                self.unknown.push(id);
-            }
-            return Ok(());
-        };
-        let key = row.state_key.filter(|_| row.room == self.room);
-        let key = key.ok_or_else(|| {
-            Reject::auth("the state before the event contains an event that is not state of the room")
-        })?;
-        if row.flags.rejected {
-            return Ok(());
-        }
-        if self.was_seen(key)? {
-            return Err(Reject::auth("the state before the event has two events for one state key").into());
-        }
-        if self.present.map_or(Ok(None), |root| state_tree::get(get, root, key))? != Some(num) {
-            self.change(key, Some(num))?;
-        }
-        Ok(())
-    }
-
-    fn was_seen(&mut self, key: StateKeyNum) -> Result<bool> {
-        let (word, bit) = ((key.0 / 64) as usize, 1u64 << (key.0 % 64));
-        if word >= self.seen.len() {
-            let words = (word + 1).next_power_of_two().max(1024);
-            hold(&mut self.grant, ((words - self.seen.len()) * 8) as u64)?;
-            self.seen.resize(words, 0);
-        }
-        let seen = self.seen[word] & bit != 0;
-        self.seen[word] |= bit;
-        Ok(seen)
-    }
-
-    fn change(&mut self, key: StateKeyNum, event: Option<EventNum>) -> Result<()> {
-        if self.changes.len() == self.changes_max {
-            return Err(Reject::auth("the state before the event differs too much from the current state").into());
-        }
-        if self.changes.len() == self.changes.capacity() {
-            hold(&mut self.grant, CHANGES_AT_ONCE as u64 * CHANGE_BYTES)?;
-            self.changes.reserve_exact(CHANGES_AT_ONCE);
-        }
-        self.changes.push((key, event));
-        Ok(())
-    }
-
-    /// The state, and what pays for it. A key that the other server's state lacks is not in the result.
-    fn finish(mut self, get: &impl Get) -> Result<(Tree, Grant)> {
-        let (mut page, mut after, mut ended) = (Vec::with_capacity(512), None, self.present.is_none());
-        while !ended {
-            page.clear();
-            let Some(root) = self.present else { break };
-            ended = state_tree::page(get, root, after, 512, &mut page)?;
-            after = page.last().map(|entry| entry.key).or(after);
-            for entry in &page {
-                if !self.was_seen(entry.key)? {
-                    self.change(entry.key, None)?;
-                }
-            }
-        }
-        Ok((Tree::over(self.present, self.changes), self.grant))
-    }
 }

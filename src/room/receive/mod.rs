@@ -333,5 +333,7 @@ pub mod authorize;
 pub mod backfill;
 pub mod fetch;
 pub mod gap;
+mod gap_state;
+mod gap_whole;
 pub mod intake;
 pub mod inbox;

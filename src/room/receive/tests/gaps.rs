@@ -235,13 +235,15 @@ async fn what_of_a_state_cannot_be_vouched_for_is_left_out() {
 #[tokio::test]
 async fn a_state_that_is_not_whole_rejects_nothing() {
     let world = World::new().await;
+    let levels = |bob: u64| json!({ "users": { world.bob.as_str(): bob } });
+    world.house.send(&world.anna, &world.room, "m.room.power_levels", Some(""), levels(50)).await.unwrap();
+    let mut old = world.line();
+    world.house.send(&world.anna, &world.room, "m.room.power_levels", Some(""), levels(0)).await.unwrap();
     let mut line = world.line();
-    let mut old = line.clone();
-    let again = json!({ "membership": "join", "displayname": "Bob" });
-    let lost = world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), again);
-    let between = world.say(&mut line, "between");
+    let lost = world.make(&mut line, &world.bob, "m.room.power_levels", Some(""), levels(50));
+    world.say(&mut line, "between");
     old.heads = line.heads.clone();
-    let last = world.say(&mut old, "as I was");
+    let last = world.make(&mut old, &world.bob, "m.room.topic", Some(""), json!({ "topic": "as I may" }));
     world.peer.with(|book| {
         book.keeps_events = true;
         book.events.insert(last.id().to_owned(), (last.clone(), line.state.clone()));
@@ -249,8 +251,6 @@ async fn a_state_that_is_not_whole_rejects_nothing() {
     });
     assert!(world.receive(&[last.clone()]).await[0].is_err());
     assert!(world.row(&last).is_none());
-    assert!(world.receive(&[lost, between, last.clone()]).await.iter().all(Result::is_ok));
-    assert_eq!(world.row(&last).unwrap().flags, Flags::default());
 }
 
 /// Sixty invited users joined while we were away: each join alone cites an event that had to be fetched as well, more
@@ -337,8 +337,80 @@ async fn a_server_that_gives_few_events_is_not_asked_for_those_before() {
     let events: Vec<_> = (0..30).map(|n| world.say(&mut line, &format!("{n}"))).collect();
     world.peer.with(|book| book.gives = Some(1));
     assert_eq!(world.receive(&events[29..]).await, [Ok(())]);
-    assert_eq!(world.peer.asked(), ["missing_events", "state_ids"]);
-    assert!(world.row(&events[28]).is_some() && world.row(&events[27]).is_none());
+    assert_eq!(world.peer.asked(), ["missing_events", "event", "state_ids"]);
+    assert!(!world.row(&events[28]).unwrap().flags.outlier && world.row(&events[27]).unwrap().flags.outlier);
+}
+
+/// The state before a gap was asked for by the event behind it alone, whose state another server need not have.
+#[tokio::test]
+async fn the_state_behind_a_gap_is_the_one_after_the_event_before() {
+    let world = World::new().await;
+    let mut line = world.line();
+    let carol: &UserId = "@carol:far.example".try_into().unwrap();
+    world.say(&mut line, "in the gap");
+    let before = world.join(&mut line, carol);
+    let events = [world.say(&mut line, "one"), world.say(&mut line, "two")];
+    world.peer.with(|book| book.gives = Some(1));
+    assert_eq!(world.receive(&events[1..]).await, [Ok(())]);
+    assert_eq!(world.peer.asked(), ["missing_events", "event", "state_ids"]);
+    assert_eq!(world.peer.with(|book| book.states_of.clone()), [before.id()]);
+    assert!(events.iter().all(|event| world.row(event).unwrap().flags == Flags::default()));
+    assert_eq!(world.house.membership(&world.room, carol), Some(Membership::Join), "with its own change");
+    world.check_state();
+}
+
+/// Nobody has one event any more. Each of those that cite it took one of the few states that are fetched for a gap, so that those
+/// who had nothing to do with it were refused as well, and whoever built upon them after that.
+#[tokio::test]
+async fn an_auth_event_that_nobody_has_fails_only_what_cites_it() {
+    let world = World::new().await;
+    let carol: &UserId = "@carol:far.example".try_into().unwrap();
+    let mut line = world.line();
+    let join = world.join(&mut line, carol);
+    assert_eq!(world.receive(&[join]).await, [Ok(())]);
+    let mut line = world.line();
+    let names = ["A", "B", "C", "D", "E"].map(|name| {
+        let content = json!({ "membership": "join", "displayname": name });
+        world.make(&mut line, &world.bob, "m.room.member", Some(world.bob.as_str()), content)
+    });
+    let of_bob = world.say(&mut line, "it is me");
+    let say = |line: &mut Line, text: &str| world.make(line, carol, "m.room.message", None, json!({ "body": text }));
+    let first = say(&mut line, "one");
+    world.peer.with(|book| book.events.remove(names[1].id()));
+    assert_eq!(world.receive(&[first.clone()]).await, [Ok(())]);
+    assert_eq!(world.row(&first).unwrap().flags, Flags::default());
+    assert_eq!(world.peer.asked(), ["missing_events", "event", "state_ids"]);
+    assert!(names.iter().chain([&of_bob]).all(|event| world.row(event).is_none()));
+    assert_eq!(world.house.membership(&world.room, &world.bob), Some(Membership::Join));
+    world.check_state();
+    let second = say(&mut line, "two");
+    let again = world.say(&mut line, "and me again");
+    let third = say(&mut line, "three");
+    assert_eq!(world.receive(&[second]).await, [Ok(())]);
+    assert!(world.receive(&[again.clone()]).await[0].is_err());
+    assert_eq!(world.receive(&[third.clone()]).await, [Ok(())]);
+    assert!(world.row(&again).is_none() && world.row(&third).unwrap().order.is_some());
+    assert_eq!(world.house.membership(&world.room, &world.bob), Some(Membership::Join));
+    assert_eq!(world.house.rooms.0.parts.budget.account("gaps").used(), 0);
+    world.check_state();
+}
+
+/// An event behind one that nobody can read was let in with whatever state its server told.
+#[tokio::test]
+async fn behind_an_event_that_cannot_be_read_no_state_is_asked_for() {
+    let world = World::new().await;
+    let mut line = world.line();
+    world.say(&mut line, "odd");
+    let last = world.say(&mut line, "after it");
+    world.peer.with(|book| book.is_odd = true);
+    assert!(world.receive(&[last.clone()]).await[0].is_err());
+    assert_eq!(world.peer.asked(), ["missing_events"]);
+    assert!(world.row(&last).is_none());
+    // It comes with the next one that can be reached.
+    world.peer.with(|book| book.is_odd = false);
+    let next = world.say(&mut line, "next");
+    assert_eq!(world.receive(&[next]).await, [Ok(())]);
+    assert!(world.row(&last).is_some_and(|row| row.order.is_some()));
 }
 
 /// Behind a gap, in which a user had been renamed often, nothing of the user was taken from a server that gives out no auth

@@ -58,6 +58,10 @@ struct Book {
     most: Option<usize>,
     /// The server cannot be reached.
     is_away: bool,
+    /// The missing events that it gives cannot be read.
+    is_odd: bool,
+    /// The events whose states it was asked for.
+    states_of: Vec<OwnedEventId>,
 }
 
 impl Book {
@@ -127,6 +131,10 @@ impl Fetch for Peer {
         self.check_size(limit)?;
         self.with(|book| {
             book.asked.push("missing_events");
+            if book.is_odd {
+                let odd = RawValue::from_string("{\"content\":{\"a\":1.5}}".to_owned()).unwrap();
+                return Ok(Fetched::for_tests(&[odd]));
+            }
             if book.keeps_events {
                 return Ok(Fetched::for_tests(&[]));
             }
@@ -160,6 +168,7 @@ impl Fetch for Peer {
         }
         let ids = self.with(|book| {
             book.asked.push("state_ids");
+            book.states_of.push(id.to_owned());
             let ids = |(_, state): &(_, State)| {
                 state.values().map(|event| json!(event.id()).to_string().into_bytes()).collect::<Vec<_>>()
             };
