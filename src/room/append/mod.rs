@@ -16,6 +16,7 @@ use crate::store::schema::EVENT;
 use crate::store::tables::room::current_state::{self as tables_current_state, NewState};
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::{Flags, Kind, Membership, Row};
+use crate::store::tables::room::sticky::{self as sticky_table, Sticky};
 use crate::store::tables::room::txn;
 use crate::store::tables::room::{self, Room, Sort};
 use crate::store::tables::room::{state_tree, timeline};
@@ -111,6 +112,7 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
         note_followed(w, &room, &new)?;
     }
     let mut wake = Vec::new();
+    let state_before = room.state;
     if new.is_new() {
         let count = if new.outbound { &here.counts.sent } else { &here.counts.received };
         count.fetch_add(1, Relaxed);
@@ -136,9 +138,43 @@ pub fn append(w: &mut Write<'_>, here: &Here, new: Append) -> Result<Done> {
     if let Some(txn) = &new.txn {
         txn::put(w, txn, num, here.now_ms)?;
     }
+    if room.state != state_before {
+        for (held, event, row) in sticky::take_allowed(w, new.room, new.event.version(), here.now_ms)? {
+            tell_held(w, here, &mut room, held, event, row)?;
+        }
+    }
     room::put(w, new.room, &room)?;
     w.announce(change);
     Ok(Done { num, order: row.order, at })
+}
+
+/// A sticky event that was held back is one again: at its place in the timeline, or at the end when it never had one.
+fn tell_held(w: &mut Write<'_>, here: &Here, room: &mut Room, held: Sticky, event: Event, mut row: Row) -> Result<()> {
+    let (num, room_num) = (held.event, row.room);
+    if let Some(order) = row.order {
+        // Who was in the room was told of it there.
+        return match u64::try_from(order) {
+            Ok(order) => sticky_table::put(w, room_num, Sticky { order, ..held }, here.now_ms),
+            Err(_) => Ok(()),
+        };
+    }
+    let at = w.next_position();
+    let mut users = Vec::new();
+    add_local_joined(w, room_num, &mut users)?;
+    let change = Change { users, room: Some(room_num), only_room: true, ..Change::default() };
+    row.flags.soft_failed = false;
+    row.order = Some(at.0 as i64);
+    event::put_row(w, num, &row)?;
+    timeline::put(w, room_num, at.0 as i64, num)?;
+    room.latest = at;
+    // It is no extremity: nothing here was built upon it.
+    let new = Append { current: Current::Keep, ..Append::next(room_num, event) };
+    let mut appended = Appended { here, room, new: &new, num, row: &row, at, change };
+    for derived in DERIVED {
+        derived.on_append(w, &mut appended)?;
+    }
+    w.announce(appended.change);
+    Ok(())
 }
 
 /// The types of events that count as messages of a day.
