@@ -357,7 +357,7 @@ impl<'t> Write<'t> {
         result
     }
 
-    pub(super) fn take_failure(&mut self) -> Option<Error> {
+    pub(in crate::store) fn take_failure(&mut self) -> Option<Error> {
         self.failure.take()
     }
 

@@ -6,7 +6,9 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use crate::store::access::Get;
-use crate::store::schema::{EVENT, EVENT_BODY, MEMBER, ROOM_NUM, STATE_NODE, TABLES, TIMELINE, USER_ID};
+use crate::store::schema::{
+    EVENT, EVENT_BODY, EVENT_ID, EVENT_ID_RECENT, MEMBER, ROOM_NUM, STATE_NODE, TABLES, TIMELINE, USER_ID,
+};
 use crate::store::tables::{room, user};
 use crate::store::*;
 
@@ -275,6 +277,47 @@ fn a_damaged_page_fails_what_needs_it_and_the_rest_goes_on() {
         assert!(matches!(&change, Err(WriteError::Job(Error::Damaged(_) | Error::Io(_)))), "{change:?}");
         store.write_blocking(|w| w.put(&EVENT, &3u32.to_be_bytes(), b"new")).unwrap();
         assert_eq!(store.status(), Status::Working);
+    }
+}
+
+/// An event whose place had nothing to do with the damage was refused, since it took other events' ids over to a damaged page.
+#[test]
+fn a_damaged_page_of_ids_refuses_no_event_of_another_place() {
+    for is_gone in [false, true] {
+        let card = Card::default();
+        let store = open(&card).unwrap();
+        let id = |n: u32| format!("$event{n}");
+        let job = |from: u32, to: u32| {
+            move |w: &mut Write<'_>| (from..to).try_for_each(|n| room::event::put_id(w, &id(n), EventNum(n)))
+        };
+        const FULL: u32 = 24_000;
+        for from in (1..FULL).step_by(1_000) {
+            store.write_bulk_blocking(job(from, from + 1_000)).unwrap();
+        }
+        let key = |store: &Store, n: u32| {
+            let hash = store.read().unwrap().hash128(&[id(n).as_bytes()]);
+            [&hash[..6], &n.to_be_bytes()].concat()
+        };
+        let is_over = |store: &Store, n: u32| store.read().unwrap().has(&EVENT_ID, &key(store, n)).unwrap();
+        let lost = (1..FULL).find(|n| is_over(&store, *n)).unwrap();
+        let lost = key(&store, lost);
+        store.close_blocking();
+        drop(store);
+        for page in card.pages_with(&lost) {
+            match is_gone {
+                true => card.0.lock().unwrap().gone.push(page),
+                false => card.0.lock().unwrap().bytes[page * PAGE..(page + 1) * PAGE].fill(0),
+            }
+        }
+        let store = open(&card).unwrap();
+        // New events whose ids are nearly those of the page.
+        let near = (2 * FULL..).filter(|n| key(&store, *n)[0] == lost[0]).take(100);
+        for n in near {
+            store.write_blocking(job(n, n + 1)).unwrap();
+            assert!(store.read().unwrap().has(&EVENT_ID_RECENT, &key(&store, n)).unwrap());
+        }
+        assert!(store.read().unwrap().has(&EVENT_ID, &lost).is_err(), "it is damaged");
+        assert_eq!((store.status(), store.reopened()), (Status::Working, 0));
     }
 }
 

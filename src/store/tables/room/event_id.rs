@@ -7,6 +7,7 @@
 //! one of them.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::store::schema::{EVENT_ID, EVENT_ID_RECENT};
 use crate::store::{Error, EventNum, Get, Result, Table, Write};
@@ -66,7 +67,40 @@ pub(super) fn put(w: &mut Write, id: &str, num: EventNum) -> Result<()> {
 
 /// Takes the ids over that follow this place, which is anywhere as the hash is: so none is left for long, and nothing has to
 /// be remembered between two times.
+///
+/// The event that finds the table full has nothing to do with them. A page that is damaged is no reason to refuse it: the
+/// ids that belong there stay where they are, of new ones as large a part as the page is of the large table.
 fn go_over(w: &mut Write, from: &Key) -> Result<()> {
+    let Some(keys) = unless_damaged(w, |w| neighbours(w, from))? else { return Ok(()) };
+    for key in &keys {
+        // A change that meets the page would break the transaction, with all who are in it. A look does not.
+        if unless_damaged(w, |w| around(w, key))?.is_none() {
+            continue;
+        }
+        w.remove(&EVENT_ID_RECENT, key)?;
+        w.put(&EVENT_ID, key, &[])?;
+    }
+    Ok(())
+}
+
+/// None when a page is damaged, which is said in the log: once, and then at the second time, the fourth, the eighth.
+fn unless_damaged<T>(w: &mut Write, look: impl FnOnce(&Write) -> Result<T>) -> Result<Option<T>> {
+    static TIMES: AtomicU64 = AtomicU64::new(0);
+    match look(w) {
+        Err(failed @ Error::Damaged(_)) => {
+            // It is not what the job fails of, should it fail.
+            w.take_failure();
+            let times = TIMES.fetch_add(1, Ordering::Relaxed) + 1;
+            if times.is_power_of_two() {
+                tracing::error!(error = %failed, times, "the ids of some events stay where new ones are");
+            }
+            Ok(None)
+        }
+        looked => looked.map(Some),
+    }
+}
+
+fn neighbours(w: &Write, from: &Key) -> Result<Vec<Key>> {
     let mut keys: Vec<Key> = Vec::with_capacity(OVER);
     collect(w, from, &mut keys)?;
     if keys.len() < OVER {
@@ -74,11 +108,14 @@ fn go_over(w: &mut Write, from: &Key) -> Result<()> {
         keys.sort_unstable();
         keys.dedup();
     }
-    for key in &keys {
-        w.remove(&EVENT_ID_RECENT, key)?;
-        w.put(&EVENT_ID, key, &[])?;
-    }
-    Ok(())
+    Ok(keys)
+}
+
+/// Reads what the place of a key in the large table lies between.
+fn around(w: &Write, key: &Key) -> Result<()> {
+    w.has(&EVENT_ID, key)?;
+    w.first(&EVENT_ID, key, None, false)?;
+    w.first(&EVENT_ID, &[], Some(key), true).map(drop)
 }
 
 /// Fills `keys` up with those from a place on.
