@@ -87,3 +87,23 @@ async fn the_database_is_made_smaller_when_asked_and_has_all_it_had() {
     assert_eq!(counts(), before);
     house.send(&anna, &room, "m.room.message", None, json!({ "msgtype": "m.text", "body": "on" })).await.unwrap();
 }
+
+/// What was said in a room could still be looked up by its hash, word by word.
+#[tokio::test]
+async fn the_words_of_a_room_go_with_it() {
+    let house = house();
+    let anna = house.user("anna").await;
+    let rooms = [house.public_room(&anna).await, house.public_room(&anna).await];
+    for room in &rooms {
+        house.say(&anna, room, "what was said here").await;
+    }
+    house.rooms.index_all().await;
+    let read = || house.store.read().unwrap();
+    let nums = rooms.clone().map(|room| crate::store::tables::room::num(&read(), room.as_str()).unwrap().unwrap());
+    let has_words = |num| !search::chunks_of(&read(), num, &[], usize::MAX, usize::MAX).unwrap().0.is_empty();
+    assert_eq!(nums.map(has_words), [true, true]);
+    house.rooms.leave(&anna, &rooms[0], None).await.unwrap();
+    house.rooms.purge(&rooms[0]).await.unwrap();
+    house.ticking(house.rooms.purge_begun(&Worker::new("purge", &house.clock))).await.unwrap();
+    assert_eq!(nums.map(has_words), [false, true]);
+}

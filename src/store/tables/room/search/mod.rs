@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use crate::store::schema::{SEARCH, SEARCH_GONE, SEARCH_LATE};
 use crate::store::{Error, EventNum, Get, Parts, Result, RoomNum, Write};
 pub use chunk::{Down, Posting};
-use chunk::{Packed, Packer};
+use chunk::{Packed, Packer, Postings};
 pub use cursor::Place;
 use cursor::{Cursor, Scan, chunk_with};
 pub use status::{Merge, Segment, Status};
@@ -156,6 +156,72 @@ pub fn clear(w: &mut Write<'_>, rows_max: usize) -> Result<bool> {
         status::set(w, None)?;
     }
     Ok(left > 0)
+}
+
+/// The key of a chunk.
+pub type ChunkKey = [u8; chunk::KEY_BYTES];
+
+/// The chunks that have words of a room, at most `most`, among the `looked_at_max` from a key on; and where to go on, none
+/// at the end. Holds one chunk.
+///
+/// Segments are numbered as they are made, and a merge writes into one with a higher number than those it reads. So whoever
+/// takes the words out of what this finds, and goes on, has all that were there at the beginning, also those that were
+/// merged meanwhile.
+pub fn chunks_of(
+    get: &impl Get,
+    room: RoomNum,
+    from: &[u8],
+    looked_at_max: usize,
+    most: usize,
+) -> Result<(Vec<ChunkKey>, Option<Vec<u8>>)> {
+    let Some(status) = status::get(get)? else { return Ok((Vec::new(), None)) };
+    let (mut found, mut looked_at, mut next) = (Vec::new(), 0, None);
+    get.range(&SEARCH, from, None, false, &mut |key, chunk| {
+        if looked_at == looked_at_max || found.len() == most {
+            next = Some(key.to_vec());
+            return Ok(ControlFlow::Break(()));
+        }
+        looked_at += 1;
+        let (Ok(key), Ok(first)) = (ChunkKey::try_from(key), chunk::first_of(key)) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let Some(segment) = status.all().find(|segment| segment.id.to_be_bytes() == key[..4]) else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let mut postings = Postings::new(first, segment.base, chunk.to_vec());
+        // What a damaged chunk had is lost for searches, too.
+        while let Ok(Some(posting)) = postings.next() {
+            if posting.room == room {
+                found.push(key);
+                break;
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok((found, next))
+}
+
+/// Takes the words of a room out of chunks.
+pub fn take_out_room(w: &mut Write<'_>, room: RoomNum, chunks: &[ChunkKey]) -> Result<()> {
+    let Some(mut status) = status::get(w)? else { return Ok(()) };
+    for key in chunks {
+        let Some(chunk) = w.get(&SEARCH, key)? else { continue };
+        let mut segments = status.segments.iter_mut().chain(status.merge.iter_mut().map(|merge| &mut merge.into));
+        let Some(segment) = segments.find(|segment| segment.id.to_be_bytes() == key[..4]) else { continue };
+        let bytes = (key.len() + chunk.len()) as u64;
+        let (mut packer, mut postings) =
+            (Packer::new(segment.base), Postings::new(chunk::first_of(key)?, segment.base, chunk));
+        let corrupt = |_| Error::corrupt(&SEARCH, key);
+        while let Some(posting) = postings.next().map_err(corrupt)? {
+            if posting.room != room {
+                packer.push(posting);
+            }
+        }
+        w.remove(&SEARCH, key)?;
+        let left = put_chunks(w, segment.id, packer.finish())?;
+        segment.bytes = (segment.bytes + left).saturating_sub(bytes);
+    }
+    status::set(w, Some(&status))
 }
 
 /// What a search does after a place it was shown.

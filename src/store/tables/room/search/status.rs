@@ -1,4 +1,5 @@
-//! What the index has: which events, in which segments, and the merge under way. One row, which only its worker writes.
+//! What the index has: which events, in which segments, and the merge under way. One row, which its worker writes, and the
+//! removal of a room as its words go.
 
 use super::chunk::{Down, Posting};
 use crate::store::row_encoding::{Unpack, put_i64, put_u64};

@@ -157,3 +157,54 @@ fn an_index_that_is_too_large_loses_what_is_oldest() {
     };
     store.write_blocking(job).unwrap();
 }
+
+/// The words of rooms that were removed stayed, for as long as there was an index.
+#[test]
+fn a_rooms_words_are_taken_out_while_a_merge_goes_on() {
+    let (store, random) = (Store::in_memory(), Random::seeded(5));
+    let job = move |w: &mut Write<'_>| {
+        let (mut status, mut all, gone) = (Status::default(), Vec::new(), RoomNum(3));
+        for batch in 0..MERGED as i64 {
+            let mut new: Vec<_> =
+                (0..200).flat_map(|n| postings(&random, random.below(6) as u32, batch * 200 + n)).collect();
+            new.sort_unstable();
+            add(w, &mut status, &new, 200)?;
+            all.extend(new);
+        }
+        all.sort_unstable();
+        assert!(begin_merge(&mut status, u64::MAX));
+        merge_step(w, &mut status, 1)?;
+        status::set(w, Some(&status))?;
+        let (mut from, mut steps) = (Vec::new(), 0);
+        loop {
+            let (chunks, next) = chunks_of(w, gone, &from, 3, 2)?;
+            assert!(chunks.len() <= 2);
+            take_out_room(w, gone, &chunks)?;
+            steps += 1;
+            let mut status = status::get(w)?.unwrap();
+            if steps % 4 == 0 {
+                merge_step(w, &mut status, 1)?;
+                status::set(w, Some(&status))?;
+            }
+            let Some(next) = next else { break };
+            from = next;
+        }
+        assert!(steps > 8, "{steps}");
+        let mut status = status::get(w)?.unwrap();
+        while !merge_step(w, &mut status, 2)? {}
+        while !sweep(w, &mut status, 5)? {}
+        status::set(w, Some(&status))?;
+        all.retain(|posting| posting.room != gone);
+        check(w, &status, &all, &random);
+        assert!(chunks_of(w, gone, &[], usize::MAX, usize::MAX)?.0.is_empty());
+        assert!(!chunks_of(w, RoomNum(4), &[], usize::MAX, usize::MAX)?.0.is_empty());
+        let mut bytes = 0;
+        w.prefix(&SEARCH, &[], &mut |key, chunk| {
+            bytes += (key.len() + chunk.len()) as u64;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        assert_eq!(bytes, status.bytes());
+        Ok::<_, Error>(())
+    };
+    store.write_blocking(job).unwrap();
+}
