@@ -146,6 +146,11 @@ impl From<media::Error> for Error {
         Error(match failed {
             E::NotFound => ErrorResponse::not_found(failed.to_string()),
             E::NotYet => ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
+            // What apps take for a reason to ask again.
+            E::Unscanned { why, retry_after_ms } => {
+                ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", why)
+                    .with("retry_after_ms", retry_after_ms)
+            }
             E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::Taken => ErrorResponse::new(StatusCode::CONFLICT, "M_CANNOT_OVERWRITE_MEDIA", failed.to_string()),
             E::TooLarge { .. } => ErrorResponse::too_large(failed.to_string()),

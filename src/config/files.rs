@@ -58,15 +58,28 @@ pub const SETTINGS: &[Setting] = &[
          encrypted rooms are encrypted, and no scanner sees anything in them. One that is larger than the scanner takes \
          (StreamMaxLength of clamd) is not judged, nor is one of another server that is larger than a quarter of media.remote_bytes_max, \
          since it is not kept here.",
-        |config, given| Ok(config.media.scanner = Some(Scanner::parse(given.text()?)?)),
-    ),
+        |config, given| Ok(config.media.scan.scanner = Some(Scanner::parse(given.text()?)?)),
+    )
+    .live(),
+    setting(
+        "media.scanned_again_days",
+        "30",
+        "How long it counts at most that the scanner called a file clean: it is asked again when the file is next asked for after as \
+         many days, and a new file sooner, after one day, two, four and so on, since the scanner's makers learn of new things meanwhile. \
+         Nothing is sent when the scanner says that its database is still the same. Within these days a file is given out also while \
+         the scanner is away. With 0 it counts for ever.",
+        |config, given| Ok(config.media.scan.verdict_days = given.days()?),
+    )
+    .on_page(Input::Number)
+    .live(),
     setting(
         "media.give_out_unscanned",
         "false",
         "Whether files are given out that the scanner did not judge, since it is away, or since they are too large for it. With \
          false they wait until it does, and apps are told that they are not uploaded yet.",
-        |config, given| Ok(config.media.give_out_unscanned = given.flag()?),
-    ),
+        |config, given| Ok(config.media.scan.gives_out_unscanned = given.flag()?),
+    )
+    .live(),
     setting(
         "media.authenticated",
         "true",

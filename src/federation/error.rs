@@ -91,6 +91,11 @@ impl From<media::Error> for Error {
             E::Refused(refused) => refused.into(),
             E::TooLarge { .. } => ErrorResponse::too_large(failed.to_string()),
             E::NotYet => ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", failed.to_string()),
+            // What apps take for a reason to ask again.
+            E::Unscanned { why, retry_after_ms } => {
+                ErrorResponse::new(StatusCode::GATEWAY_TIMEOUT, "M_NOT_YET_UPLOADED", why)
+                    .with("retry_after_ms", retry_after_ms)
+            }
             E::Io(_) | E::Store(_) => ErrorResponse::internal(failed),
             _ => ErrorResponse::not_found(failed.to_string()),
         })

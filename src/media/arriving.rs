@@ -17,13 +17,13 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
-use tokio::sync::watch;
+use tokio::sync::{SemaphorePermit, watch};
 
 use super::elsewhere::{Held, Share};
 use super::picture::Shape;
 use super::place::Staged;
 use super::remote::Incoming;
-use super::scan::PATIENCE;
+use super::scan::{PATIENCE, still_coming};
 use super::{About, Error, Fetched, Media, Opened, SCAN_LEAST, Scaled, TRANSFER_BYTES};
 use crate::base::{Awaited, ChunkError, Chunks, blocking, detached};
 use crate::budget::Grant;
@@ -40,6 +40,11 @@ const PIECE_BYTES: u64 = 16 << 10;
 const UNREAD_BYTES_MAX: u64 = 8 << 20;
 /// And how long it goes on then: as slow as is allowed, those bytes would take two hours.
 const UNREAD_TIME_MAX: Duration = Duration::from_secs(60);
+/// What has to be scanned is of no use to anybody before all of it is here. So one that nobody waits for any more goes on aside, when it
+/// has a place there (`elsewhere.rs`), for so long, and as long as it brings so much in each [`ASIDE_STRETCH`]: 8 KiB a second.
+const ASIDE_TIME_MAX: Duration = Duration::from_secs(60 * 60);
+const ASIDE_STRETCH: Duration = Duration::from_secs(60);
+const ASIDE_BYTES_MIN: u64 = 480 << 10;
 /// The longest silence, wherever the file comes from.
 const STALL: Duration = Duration::from_secs(60);
 /// How often a transfer that broke off is begun again, and after what.
@@ -194,16 +199,16 @@ impl Media {
                 let left = until.saturating_sub(clock.instant());
                 match clock.timeout(left, coming.all()).await {
                     // It was being given up, as nobody asked for it any more: whoever asks again begins anew.
-                    None | Some(Err(Error::NotFound)) => return Err(Error::NotYet),
+                    None | Some(Err(Error::NotFound)) => return Err(still_coming()),
                     Some(came) => came?,
                 };
                 drop(coming);
                 let left = until.saturating_sub(clock.instant());
                 let kept = self.kept_within(&key.server, &key.kept(), left.max(SCAN_LEAST)).await?;
                 // When it came and could not be kept, the log says why.
-                kept.map(Found::Kept).ok_or(Error::NotYet)
+                kept.map(Found::Kept).ok_or_else(still_coming)
             }
-            Found::Passing(passing) if self.0.parts.options.give_out_unscanned => Ok(Found::Passing(passing)),
+            Found::Passing(passing) if self.gives_out_unscanned() => Ok(Found::Passing(passing)),
             Found::Passing(_) => Err(Error::TooLarge { bytes_max: self.0.limits.remote_file_bytes_max() }),
         }
     }
@@ -467,8 +472,12 @@ impl Transfer {
             used_day: Some(media.today()),
         };
         // Those who read it have all of it either way.
+        let bytes = row.bytes;
         match media.place(staged, server.as_str(), &kept_as, row).await {
-            Ok(()) => media.0.untidy.notify_one(),
+            Ok(hash) => {
+                media.scan_soon(server.as_str(), &kept_as, &hash, bytes);
+                media.0.untidy.notify_one();
+            }
             Err(failed) => tracing::warn!("a file of another server could not be kept: {failed}"),
         }
         Ok(End::Whole)
@@ -499,7 +508,7 @@ impl Transfer {
             let head = Head { about: std::mem::take(&mut incoming.about), length: incoming.length() };
             self.arriving.progress.send_modify(|progress| progress.head = Some(Arc::new(head)));
         }
-        let (mut buffer, mut at, mut unread) = (Vec::new(), 0, None);
+        let (mut buffer, mut at, mut unread) = (Vec::new(), 0, Unread::default());
         let clock = &media.0.parts.clock;
         while let Some(piece) = clock.timeout(STALL, incoming.next()).await.unwrap_or(Err(Failed::Timeout))? {
             buffer.extend_from_slice(&piece);
@@ -511,14 +520,9 @@ impl Transfer {
                 return Err(Error::TooLarge { bytes_max });
             }
             match self.arriving.readers.load(Ordering::Acquire) {
-                0 => {
-                    let (from, since) = *unread.get_or_insert((at, clock.instant()));
-                    let is_long = clock.instant().saturating_sub(since) > UNREAD_TIME_MAX;
-                    if is_long || at - from > UNREAD_BYTES_MAX {
-                        return Ok(Asked::GivenUp);
-                    }
-                }
-                _ => unread = None,
+                0 if !unread.goes_on(media, at) => return Ok(Asked::GivenUp),
+                0 => {}
+                _ => unread = Unread::default(),
             }
         }
         let (_, whole) = self.write(staged, buffer, at).await?;
@@ -549,6 +553,42 @@ impl Transfer {
         let end = at + buffer.len() as u64;
         buffer.clear();
         Ok((buffer, end))
+    }
+}
+
+/// How a transfer goes on that nobody reads or waits for.
+#[derive(Default)]
+struct Unread<'a> {
+    /// Where and when nobody did any more.
+    since: Option<(u64, Duration)>,
+    /// Its place aside, and where and when the stretch began in which its pace is looked at.
+    aside: Option<(SemaphorePermit<'a>, u64, Duration)>,
+}
+
+impl<'a> Unread<'a> {
+    /// Whether it does, now that it is at some byte.
+    fn goes_on(&mut self, media: &'a Media, at: u64) -> bool {
+        let now = media.0.parts.clock.instant();
+        let (from, since) = *self.since.get_or_insert((at, now));
+        let time = now.saturating_sub(since);
+        if time <= UNREAD_TIME_MAX && at - from <= UNREAD_BYTES_MAX {
+            return true;
+        }
+        if time > ASIDE_TIME_MAX || !media.is_scanned() {
+            return false;
+        }
+        match &mut self.aside {
+            None => {
+                self.aside = media.0.elsewhere.aside().map(|place| (place, at, now));
+                self.aside.is_some()
+            }
+            Some((_, _, begun)) if now.saturating_sub(*begun) < ASIDE_STRETCH => true,
+            Some((_, had, begun)) => {
+                let is_slow = at.saturating_sub(*had) < ASIDE_BYTES_MIN;
+                (*had, *begun) = (at, now);
+                !is_slow
+            }
+        }
     }
 }
 

@@ -2,9 +2,8 @@
 
 use std::path::Path;
 
-use super::Error;
+use super::{Error, ScanOptions};
 use crate::budget::{Card, human};
-use crate::remote::scanner::Scanner;
 
 /// One part of this many of the card is the share of an account, unless the operator sets another.
 const CARD_PART: u64 = 10;
@@ -33,10 +32,8 @@ pub struct Options {
     pub remote_unused_days: Option<u32>,
     /// Whether a new upload is given out to those alone who show an access token.
     pub authenticated: bool,
-    /// Who has to call a file clean before anybody gets it.
-    pub scanner: Option<Scanner>,
-    /// Whether that holds only as far as the scanner says anything.
-    pub give_out_unscanned: bool,
+    /// As it is at the start.
+    pub scan: ScanOptions,
 }
 
 /// The bounds in bytes.

@@ -5,7 +5,7 @@
 //!
 //! Reading order: this file (the stored files), `place.rs` (how a file gets its place and leaves it), `upload.rs` (in),
 //! `promise.rs` (media ids before their files), `quota.rs` and `limits.rs` (how much), `remote.rs` (the transfer from
-//! another server), `quarantine.rs` (files that administrators look through and withhold), `scan.rs` (files that wait for a scanner), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
+//! another server), `quarantine.rs` (files that administrators look through and withhold), `scan/` (files that wait for a scanner), `arriving.rs` (one transfer for all who ask), `elsewhere.rs` (their memory), `tidy.rs` (what goes again), `thumbnail.rs` and `picture/`
 //! (made smaller), `preview/` (of links).
 
 use std::fs::File;
@@ -36,6 +36,7 @@ mod quota;
 mod scan;
 mod thumbnail;
 mod tidy;
+mod turn;
 mod upload;
 
 use arriving::Fetches;
@@ -54,7 +55,7 @@ pub use limits::Options;
 pub use preview::{Looked, NoPreview, PreviewOptions};
 pub use quarantine::{ListedFile, MediaOrder};
 pub use remote::{Fetched, Scaled};
-pub use scan::{Harmful, SCANNER};
+pub use scan::{Harmful, SCANNER, ScanCounts, ScanOptions, ScannerAway};
 pub use tidy::Usage;
 pub use upload::{About, Upload};
 
@@ -129,7 +130,7 @@ impl Media {
             thumbnails: Thumbnails::new(&parts.budget, &parts.folder),
             previews: Previews::new(),
             elsewhere: Elsewhere::new(&parts.budget.account("media")),
-            scans: Scans::new(&parts.budget),
+            scans: Scans::new(&parts.budget, parts.options.scan.clone()),
             parts,
             limits,
             promised,
@@ -278,6 +279,9 @@ pub enum Error {
     /// The media id was given out, its file is still to come.
     #[error("the file has not been uploaded yet")]
     NotYet,
+    /// The file is withheld until it is here and was scanned; a sentence for a user.
+    #[error("{why}")]
+    Unscanned { why: &'static str, retry_after_ms: u64 },
     #[error("{0}")]
     Forbidden(String),
     /// The media id has its file already.
@@ -313,6 +317,7 @@ impl Error {
         match self {
             Error::NotFound => Error::NotFound,
             Error::NotYet => Error::NotYet,
+            Error::Unscanned { why, retry_after_ms } => Error::Unscanned { why, retry_after_ms: *retry_after_ms },
             Error::TooLarge { bytes_max } => Error::TooLarge { bytes_max: *bytes_max },
             Error::Full(why) => Error::Full(why.clone()),
             Error::NoRoom(why) => Error::NoRoom(why.clone()),

@@ -82,14 +82,14 @@ impl Media {
     }
 
     /// Gives a whole file its place, durably, and the media id its meaning. An existing file of the same bytes stays.
-    /// `Taken` when the media id has its file already.
+    /// Answers the hash; `Taken` when the media id has its file already.
     pub(super) async fn place(
         &self,
         staged: Staged,
         server: &str,
         media_id: &str,
         row: media::Media,
-    ) -> Result<(), Error> {
+    ) -> Result<String, Error> {
         let (staged, hash) = blocking(move || {
             staged.file.sync_data()?;
             let hash = hex(&staged.hasher.clone().finalize());
@@ -112,7 +112,7 @@ impl Media {
             Ok(())
         })
         .await?;
-        let row = media::Media { file: hash, ..row };
+        let row = media::Media { file: hash.clone(), ..row };
         let (server, media_id, limits) = (server.to_owned(), media_id.to_owned(), self.0.limits);
         let written = self.0.parts.store.write(move |w| {
             if media::get(w, &server, &media_id)?.is_some() {
@@ -129,7 +129,7 @@ impl Media {
             self.0.untidy.notify_one();
             failed.into_inner()
         })?;
-        Ok(())
+        Ok(hash)
     }
 
     /// Removes files that nothing refers to, at most `most`. Answers how many.

@@ -13,7 +13,7 @@ use super::tidy::DAY_MS;
 use super::{Error, Media};
 use crate::base::{Ranked, blocking, bounded, ranked};
 use crate::store::tables::media::{self, Mark};
-use crate::store::{Read, UserNum, WriteError};
+use crate::store::{Read, UserNum, Write, WriteError};
 
 /// Characters of a text by which files are put in order.
 const ORDER_CHARS: usize = 48;
@@ -127,33 +127,48 @@ impl Media {
     }
 
     /// Withholds a file from everybody, or with nobody gives it out again. False when it is safe from that; `NotFound` for one of this
-    /// server that does not exist.
+    /// server that does not exist. A file of another server that is not kept here any more is given out again by what is noted with its
+    /// name, so that it comes through when it is next fetched.
     pub async fn quarantine(&self, server: &ServerName, media_id: &str, by: Option<&str>) -> Result<bool, Error> {
         let (here, of, id, by) =
             (self.is_here(server), server.to_owned(), media_id.to_owned(), by.map(ToOwned::to_owned));
-        let now_ms = self.0.parts.clock.now_ms();
         let done = self.0.parts.store.write(move |w| {
-            let row = media::get(w, of.as_str(), &id)?;
-            if row.is_none() && here {
-                return Err(Error::NotFound);
+            let kept = media::get(w, of.as_str(), &id)?.map(|row| row.file);
+            if here {
+                let file = kept.ok_or(Error::NotFound)?;
+                return Ok((set_withheld(w, &file, by.as_deref())?, true));
             }
-            if !here {
-                let mark = media::mark_of_name(w, of.as_str(), &id)?;
-                media::set_mark_of_name(w, of.as_str(), &id, &Mark { quarantined_by: by.clone(), ..mark })?;
+            let named = media::mark_of_name(w, of.as_str(), &id)?;
+            match by {
+                Some(by) => {
+                    if let Some(file) = &kept
+                        && !set_withheld(w, file, Some(&by))?
+                    {
+                        return Ok((false, true));
+                    }
+                    let file = kept.or(named.file);
+                    media::set_mark_of_name(w, of.as_str(), &id, &Mark { quarantined_by: Some(by), file, ..named })?;
+                    Ok::<_, Error>((true, true))
+                }
+                None => {
+                    let is_known = named.quarantined_by.is_none() || kept.is_some() || named.file.is_some();
+                    for file in [kept, named.file].into_iter().flatten() {
+                        set_withheld(w, &file, None)?;
+                    }
+                    media::set_mark_of_name(w, of.as_str(), &id, &Mark::default())?;
+                    Ok((true, is_known))
+                }
             }
-            let Some(row) = row else { return Ok(true) };
-            let mark = media::mark(w, &row.file)?;
-            if mark.is_safe && by.is_some() {
-                return Ok(false);
-            }
-            if by.is_none() && mark.quarantined_by.as_deref() == Some(SCANNER) {
-                // Whoever gives it out knows better than the scanner, which is not asked again.
-                media::set_clean(w, &row.file, now_ms)?;
-            }
-            media::set_mark(w, &row.file, &Mark { quarantined_by: by, ..mark })?;
-            Ok(true)
         });
-        Ok(done.await.map_err(WriteError::into_inner)?.0)
+        let ((done, is_known), _) = done.await.map_err(WriteError::into_inner)?;
+        if !is_known {
+            // Withheld by a version that did not note it.
+            tracing::warn!(
+                "mxc://{server}/{media_id} may be fetched again; which bytes were withheld along with it is not known, so that \
+                 it has to be given out once more if it is withheld still"
+            );
+        }
+        Ok(done)
     }
 
     /// Withholds all that a user has uploaded and is not safe from that. Answers how many files.
@@ -249,8 +264,20 @@ impl Media {
     }
 }
 
+/// Withholds the bytes of a file, or with nobody gives them out again. False, and nothing is changed, when they are safe from that.
+fn set_withheld(w: &mut Write<'_>, file: &str, by: Option<&str>) -> crate::store::Result<bool> {
+    let mark = media::mark(w, file)?;
+    if mark.is_safe && by.is_some() {
+        return Ok(false);
+    }
+    // Whoever gives out what the scanner found knows better than the scanner, which is not asked again.
+    let is_cleared = by.is_none() && (mark.is_cleared || mark.quarantined_by.as_deref() == Some(SCANNER));
+    media::set_mark(w, file, &Mark { quarantined_by: by.map(ToOwned::to_owned), is_cleared, ..mark })?;
+    Ok(true)
+}
+
 fn listed(read: &Read, media_id: String, row: media::Media) -> crate::store::Result<ListedFile> {
-    let Mark { quarantined_by, is_safe } = media::mark(read, &row.file)?;
+    let Mark { quarantined_by, is_safe, .. } = media::mark(read, &row.file)?;
     Ok(ListedFile {
         media_id,
         uploader: row.uploader.map(UserNum),

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 
 use super::picture::{Failed, HEAD_BYTES, Made, Picture, Shape, TIME_MAX, Waiting};
 use super::place::INCOMING;
+use super::turn::turn_with_memory;
 use super::{Error, MEDIA_ID_CHARS, Media, Opened, Scaled, TRANSFER_BYTES};
 use crate::base::{KeyedLock, blocking, caught};
 use crate::budget::{Account, Budget, Card};
@@ -243,10 +244,8 @@ impl Media {
     /// Makes a smaller picture, which holds so many bytes. Ends soon after the caller has gone away.
     pub(super) async fn small(&self, file: &File, shape: Shape, bytes: u64) -> Result<Tried, Error> {
         let (thumbnails, clock) = (&self.0.thumbnails, &self.0.parts.clock);
-        let Some(Ok(_turn)) = clock.timeout(PATIENCE, thumbnails.turns.acquire()).await else {
-            return Ok(Tried::NotNow);
-        };
-        let Ok(grant) = thumbnails.account.take(bytes).await else { return Ok(Tried::NotNow) };
+        let turn = turn_with_memory(clock, &thumbnails.turns, &thumbnails.account, bytes);
+        let Some(Ok((_turn, grant))) = clock.timeout(PATIENCE, turn).await else { return Ok(Tried::NotNow) };
         let folder = self.0.parts.folder.join(INCOMING);
         let path = folder.join(self.0.parts.random.token(MEDIA_ID_CHARS));
         let (media, file, waiting) = (self.clone(), file.try_clone()?, Waiting::default());

@@ -98,9 +98,10 @@ impl Upload {
             authenticated: media.0.parts.options.authenticated,
             used_day: None,
         };
-        media.place(staged, media.0.parts.server.as_str(), &media_id, row).await?;
+        let here = media.0.parts.server.as_str();
+        let hash = media.place(staged, here, &media_id, row).await?;
         self.share.arrived();
-        media.scan_soon(&media_id);
+        media.scan_soon(here, &media_id, &hash, self.bytes);
         if promised.is_some() {
             media.promised().remove(&media_id);
             media.0.arrived.notify_waiters();

@@ -4,7 +4,7 @@ use crate::admin::{Finding, Source};
 use crate::base::{Clock, date, span};
 use crate::budget::{Card, human};
 use crate::flow::Notices;
-use crate::media::{Harmful, Media};
+use crate::media::{Harmful, Media, ScannerAway};
 use crate::remote::{Reached, Remote, encode};
 use crate::room::Rooms;
 use crate::store::{Status, Store};
@@ -45,11 +45,18 @@ pub fn sources(clock: &Clock, store: &Store, remote: &Remote, rooms: &Rooms, med
     ]
 }
 
-fn scanner_away(why: &str) -> Finding {
+fn scanner_away(away: &ScannerAway) -> Finding {
+    let (since, asked) = (span(away.since.as_millis() as u64), span(away.asked.as_millis() as u64));
+    let again = match away.pause {
+        pause if pause.is_zero() => "with the next file".to_owned(),
+        pause => format!("with the next file after {}", span(pause.as_millis() as u64)),
+    };
     Finding::warning(
         "scanner",
         format!(
-            "Files wait for the scanner, which was not there when it was last asked: {why}. It is asked again with the next file."
+            "Files wait for the scanner, which has not answered for {since}: {}. It was last tried {asked} ago, and is tried again \
+             {again}.",
+            away.why
         ),
     )
 }

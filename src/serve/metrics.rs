@@ -8,6 +8,7 @@ use crate::admin::{Gauges, MetricsText};
 use crate::feed::Feed;
 use crate::http::HttpServer;
 use crate::http::tls::Certificate;
+use crate::media::{Media, ScanCounts};
 use crate::remote::Remote;
 use crate::store::{Status, Store};
 
@@ -17,15 +18,16 @@ pub struct Watched<'a> {
     pub store: &'a Store,
     pub feed: &'a Feed,
     pub remote: &'a Remote,
+    pub media: &'a Media,
     pub door: &'a Arc<HttpServer>,
     /// With the name of each.
     pub certificates: Vec<(&'static str, Arc<Certificate>)>,
 }
 
 pub fn gauges(watched: Watched<'_>) -> Vec<Gauges> {
-    let Watched { folder, store, feed, remote, door, certificates } = watched;
+    let Watched { folder, store, feed, remote, media, door, certificates } = watched;
     let (database, store) = (folder.join(DATABASE), store.clone());
-    let (feed, remote, door) = (feed.clone(), remote.clone(), Arc::downgrade(door));
+    let (feed, remote, media, door) = (feed.clone(), remote.clone(), media.clone(), Arc::downgrade(door));
     vec![
         Box::new(move |text| of_store(&store, &database, text)),
         Box::new(move |text| {
@@ -35,6 +37,7 @@ pub fn gauges(watched: Watched<'_>) -> Vec<Gauges> {
             }
         }),
         Box::new(move |text| of_remote(&remote, text)),
+        Box::new(move |text| of_scanner(&media, text)),
         Box::new(move |text| {
             text.gauge("snug_certificate_end_timestamp_seconds", "When a certificate ends, in Unix time");
             for (name, certificate) in &certificates {
@@ -57,6 +60,19 @@ fn of_store(store: &Store, database: &Path, text: &mut MetricsText) {
     text.gauge("snug_database_writable", "Whether the database can store something").is(&[], works);
     text.counter("snug_database_reopened", "How often the disk failed and the database was opened again")
         .total(&[], store.reopened());
+}
+
+fn of_scanner(media: &Media, text: &mut MetricsText) {
+    if !media.is_scanned() {
+        return;
+    }
+    let is_there = u8::from(media.scanner_away().is_none());
+    text.gauge("snug_scanner_there", "Whether the scanner for files answered when it was last asked").is(&[], is_there);
+    let ScanCounts { clean, harmful, unjudged } = media.scan_counts();
+    text.counter("snug_files_scanned", "Files sent to the scanner, by what it said");
+    for (verdict, count) in [("clean", clean), ("harmful", harmful), ("unjudged", unjudged)] {
+        text.total(&[("verdict", verdict)], count);
+    }
 }
 
 fn of_remote(remote: &Remote, text: &mut MetricsText) {

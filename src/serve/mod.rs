@@ -434,6 +434,7 @@ impl Server {
             store: &store,
             feed: &feed,
             remote: &remote,
+            media: &media,
             door: &door,
             certificates: in_use.clone(),
         });

@@ -143,6 +143,7 @@ impl Reloader {
         client.settings.set(config.apps.clone());
         let Previews { enabled, deny, private_hosts, allow_private } = config.previews.clone();
         self.media.set_previews(PreviewOptions { enabled, deny, private_hosts, allow_private });
+        self.media.set_scanning(config.media.scan.clone());
         if let Some(federation) = &self.federation {
             federation.well_known_server.set(config.federation.name.clone());
         }

@@ -181,10 +181,13 @@ pub const MEDIA_PROMISED: Table =
 pub const MEDIA_MARK: Table = table(
     "media_mark",
     "media",
-    "SHA-256 in hex, or server name, 0, media id → JSON Mark: who had it withheld, whether it is safe from that",
+    "SHA-256 in hex, or server name, 0, media id → JSON Mark: who had it withheld, whether it is safe from that or given out again",
 );
-pub const MEDIA_CLEAN: Table =
-    table("media_clean", "media", "SHA-256 in hex → u64 ms when a scanner, or an administrator, called the file clean");
+pub const MEDIA_CLEAN: Table = table(
+    "media_clean",
+    "media",
+    "SHA-256 in hex → u64 ms when a scanner first called the file clean, u64 ms when last, u64 of its database then",
+);
 pub const THUMBNAIL: Table =
     table("thumbnail", "media", "SHA-256 in hex, shape → JSON Thumbnail; `all` → u64 bytes of all of them");
 pub const PREVIEW: Table =

@@ -14,6 +14,7 @@ use crate::lab::render::Rendered;
 use crate::lab::resident::{Dials, Resident, media_bytes};
 use crate::lab::room::{self as made, RESIDENT};
 use crate::rooms::eventually;
+use crate::scanner::{Lab, scanned_by};
 use crate::server::{Folder, Pair, TestServer, TestUser};
 
 async fn upload(house: &TestServer, who: &TestUser, kind: &str, bytes: &[u8]) -> String {
@@ -426,6 +427,32 @@ async fn what_nobody_waits_for_any_more_is_had_when_it_is_small() {
         .await;
         visit.house.server().media.remove_remote(0).await.unwrap();
     }
+}
+
+/// Before it is scanned nobody gets anything of a file, so who asked for a large one had it only by asking on and on.
+#[tokio::test]
+async fn what_has_to_be_scanned_comes_also_when_nobody_waits_for_it() {
+    const BYTES: u64 = 20 << 20;
+    let lab = Lab::default();
+    let (port, _task) = lab.open("127.0.0.1:0").await;
+    let visit = Visit::start(Dials::default(), |config| {
+        config.media.remote_bytes_max = Some(100 << 20);
+        scanned_by(config, &format!("clamd://127.0.0.1:{port}"));
+    })
+    .await;
+    let alice = visit.house.register("alice").await;
+    visit.dial(|dials| dials.bytes_per_second = 8 << 20);
+    let path = file(BYTES);
+    let asking = tokio::time::timeout(Duration::from_millis(400), visit.house.get(&path, &alice));
+    assert!(asking.await.is_err(), "it takes longer");
+    for _ in 0..1200 {
+        if lab.count() > 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(visit.house.get(&path, &alice).await.bytes, media_bytes(0, BYTES));
+    assert_eq!((visit.asked(), lab.count()), (1, 1));
 }
 
 #[tokio::test]

@@ -53,6 +53,22 @@ pub struct Mark {
     /// It is not withheld along with others.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_safe: bool,
+    /// An administrator gave it out again though a scanner found something in it, which is not asked again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_cleared: bool,
+    /// For a name: the SHA-256 of what was withheld along with it, in hex, since the file is not kept for long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+}
+
+/// That a scanner called a file clean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clean {
+    /// The first time, and the last.
+    pub first_ms: u64,
+    pub last_ms: u64,
+    /// What stood for the scanner's database then; 0 when it did not say.
+    pub edition: u64,
 }
 
 /// Bytes of all files.
@@ -109,6 +125,11 @@ pub fn remove(w: &mut Write<'_>, server: &str, media_id: &str) -> Result<Option<
         None => {
             used.remote = used.remote.saturating_sub(media.bytes);
             w.remove(&MEDIA_IDLE, &idle(&media, server, media_id))?;
+            // Whoever gives it out again names it by this.
+            let mark = mark_of_name(w, server, media_id)?;
+            if mark.quarantined_by.is_some() && mark.file.is_none() {
+                set_mark_of_name(w, server, media_id, &Mark { file: Some(media.file.clone()), ..mark })?;
+            }
         }
     }
     match file_uses(w, &media.file)? {
@@ -213,17 +234,28 @@ fn put_mark(w: &mut Write<'_>, key: &[u8], mark: &Mark) -> Result<()> {
     }
 }
 
-/// Whether a file was called clean.
-pub fn is_clean(get: &impl Get, file: &str) -> Result<bool> {
-    Ok(get.get(&MEDIA_CLEAN, file.as_bytes())?.is_some())
+/// Whether and when a file was called clean.
+pub fn clean(get: &impl Get, file: &str) -> Result<Option<Clean>> {
+    let Some(value) = get.get(&MEDIA_CLEAN, file.as_bytes())? else { return Ok(None) };
+    let number = |at: usize| value.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    let first_ms = number(0).ok_or_else(|| Error::corrupt(&MEDIA_CLEAN, file.as_bytes()))?;
+    // A row of before has the first time alone.
+    Ok(Some(Clean { first_ms, last_ms: number(8).unwrap_or(first_ms), edition: number(16).unwrap_or(0) }))
 }
 
 /// Notes that a file is clean, if there is one.
-pub fn set_clean(w: &mut Write<'_>, file: &str, now_ms: u64) -> Result<()> {
-    match file_uses(w, file)? {
-        0 => Ok(()),
-        _ => w.put(&MEDIA_CLEAN, file.as_bytes(), &now_ms.to_be_bytes()),
+pub fn set_clean(w: &mut Write<'_>, file: &str, now_ms: u64, edition: u64) -> Result<()> {
+    if file_uses(w, file)? == 0 {
+        return Ok(());
     }
+    let first_ms = clean(w, file)?.map_or(now_ms, |clean| clean.first_ms);
+    let row = [first_ms, now_ms, edition].map(u64::to_be_bytes).concat();
+    w.put(&MEDIA_CLEAN, file.as_bytes(), &row)
+}
+
+/// What was said of it counts no more.
+pub fn forget_clean(w: &mut Write<'_>, file: &str) -> Result<()> {
+    w.remove(&MEDIA_CLEAN, file.as_bytes()).map(drop)
 }
 
 /// Notes that the file is about to get its place, unless something refers to it already.
