@@ -14,7 +14,7 @@ use crate::base::{blocking, detached};
 use crate::http::file::UNKNOWN_TYPE;
 use crate::http::file::{Part, described, part_of};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
-use crate::media::{About, Coming, Fetched, Found, Opened, Scaled};
+use crate::media::{About, Coming, Fetched, Found, Opened, Scaled, Share};
 use crate::user::UserNum;
 
 /// The longest wait for a file whose media id was given out before the upload.
@@ -132,7 +132,7 @@ pub async fn download(client: Arc<Client>, request: Request) -> Result<Response,
 pub async fn download_old(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let server: OwnedServerName = request.param_as("server")?;
     if client.media.is_here(&server) {
-        return send(&request, old(open(&client, &request).await?)?).await;
+        return send(&request, old(open_outside(&client, &request).await?)?).await;
     }
     match kept_for_all(&client, &request, &server).await? {
         Some(opened) => send(&request, opened).await,
@@ -181,7 +181,7 @@ pub async fn thumbnail_old(client: Arc<Client>, request: Request) -> Result<Resp
     let server: OwnedServerName = request.param_as("server")?;
     let scaled = scaled(&request)?;
     let opened = match client.media.is_here(&server) {
-        true => Some(old(open(&client, &request).await?)?),
+        true => Some(old(open_outside(&client, &request).await?)?),
         false => kept_for_all(&client, &request, &server).await?,
     };
     match opened {
@@ -199,7 +199,7 @@ async fn kept_for_all(client: &Client, request: &Request, server: &ServerName) -
         let why = "Media of other servers needs the authenticated endpoints under /_matrix/client/v1/media";
         return Err(ErrorResponse::not_found(why).into());
     }
-    if let Some(opened) = client.media.kept(server, request.param("media_id")).await? {
+    if let Some(opened) = client.media.kept_outside(server, request.param("media_id")).await? {
         return Ok(Some(old(opened)?));
     }
     // Servers that ask for somebody else's file would otherwise ask each other in a circle.
@@ -245,6 +245,10 @@ async fn open(client: &Client, request: &Request) -> Result<Opened, Error> {
     Ok(client.media.open(request.param("media_id"), patience(request)?).await?)
 }
 
+async fn open_outside(client: &Client, request: &Request) -> Result<Opened, Error> {
+    Ok(client.media.open_outside(request.param("media_id"), patience(request)?).await?)
+}
+
 fn patience(request: &Request) -> Result<Duration, ErrorResponse> {
     let ms = request.query_as("timeout_ms")?.unwrap_or(PATIENCE_DEFAULT_MS);
     Ok(Duration::from_millis(ms).min(PATIENCE_MAX))
@@ -258,9 +262,13 @@ async fn send_found(client: &Client, request: &Request, found: Found) -> Result<
     }
 }
 
+fn held(share: Option<Share>) -> Option<Box<dyn Send + Sync>> {
+    share.map(|share| Box::new(share) as Box<dyn Send + Sync>)
+}
+
 /// A whole file, or the range of it that the request names.
 async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
-    let Opened { mut file, bytes, content_type, name, etag, grant, .. } = opened;
+    let Opened { mut file, bytes, content_type, name, etag, grant, share, .. } = opened;
     let shown = request.param_maybe("name").map(ToOwned::to_owned).or(name);
     let described = |response| lasting(response, content_type.as_deref(), shown.as_deref(), &etag);
     if is_known(request, &etag) {
@@ -268,14 +276,19 @@ async fn send(request: &Request, opened: Opened) -> Result<Response, Error> {
     }
     let (from, len) = match wanted(request, &etag).map(|range| part_of(range, bytes)) {
         None | Some(Part::All) => {
-            return Ok(described(Response::of(StatusCode::OK, UNKNOWN_TYPE, http::file(grant, file, bytes))));
+            return Ok(described(Response::of(
+                StatusCode::OK,
+                UNKNOWN_TYPE,
+                http::file(grant, file, bytes, held(share)),
+            )));
         }
         Some(Part::Range(from, len)) => (from, len),
         Some(Part::Beyond) => return Ok(beyond(bytes, described)),
     };
     let file = blocking(move || file.seek(SeekFrom::Start(from)).map(|_| file)).await;
     let file = file.map_err(|failed| ErrorResponse::internal(format_args!("a media file cannot be read: {failed}")))?;
-    let response = described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, http::file(grant, file, len)));
+    let response =
+        described(Response::of(StatusCode::PARTIAL_CONTENT, UNKNOWN_TYPE, http::file(grant, file, len, held(share))));
     Ok(response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1)))
 }
 

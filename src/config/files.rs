@@ -54,7 +54,8 @@ pub const SETTINGS: &[Setting] = &[
          \"clamd:/run/clamav/clamd.ctl\" or \"clamd://nas.lan:3310\" for ClamAV's daemon, \"icap://nas.lan:1344/avscan\" for a scanner \
          that speaks ICAP, such as c-icap. ClamAV alone takes more than 1 GB of memory, so on a small board name one that runs on \
          another machine of the house; nothing is encrypted on the way there. Uploads are scanned when they come, files of other servers \
-         and those from before when somebody asks for them; what is harmful is withheld, and the administrators are told. Files of \
+         and those from before when somebody asks for them; what is harmful is withheld, and the administrators are told. \
+         While it does not answer files are withheld, and `snug check` says so. Files of \
          encrypted rooms are encrypted, and no scanner sees anything in them. One that is larger than the scanner takes \
          (StreamMaxLength of clamd) is not judged, nor is one of another server that is larger than a quarter of media.remote_bytes_max, \
          since it is not kept here.",

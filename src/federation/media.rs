@@ -12,7 +12,7 @@ use ruma::http_headers::{ContentDisposition, ContentDispositionType};
 use super::{Error, Federation, auth};
 use crate::base::{ChunkError, Chunks};
 use crate::http::{self, ErrorResponse, Request, Response, StatusCode};
-use crate::media::{Opened, Scaled};
+use crate::media::{Opened, Scaled, Share};
 
 const PIECE_BYTES: u64 = 16 << 10;
 const PATIENCE_MAX: Duration = Duration::from_secs(60);
@@ -47,12 +47,12 @@ pub async fn thumbnail(federation: Arc<Federation>, mut request: Request) -> Res
 async fn open(federation: &Federation, request: &Request) -> Result<Opened, Error> {
     let ms = request.query_as("timeout_ms")?.unwrap_or(PATIENCE_DEFAULT_MS);
     let patience = Duration::from_millis(ms).min(PATIENCE_MAX);
-    Ok(federation.media.open(request.param("media_id"), patience).await?)
+    Ok(federation.media.open_outside(request.param("media_id"), patience).await?)
 }
 
 fn answer(opened: Opened) -> Response {
     // No file contains its own hash, so the boundary ends nothing too early.
-    let Opened { file, bytes, content_type, name, grant, hash: boundary, .. } = opened;
+    let Opened { file, bytes, content_type, name, grant, share, hash: boundary, .. } = opened;
     // The uploader's texts go into a head made of lines: only those without a line end may pass.
     let fit = |text: String| text.bytes().all(|byte| (b' '..=b'~').contains(&byte)).then_some(text);
     let content_type = content_type.and_then(fit).unwrap_or_else(|| "application/octet-stream".to_owned());
@@ -61,7 +61,7 @@ fn answer(opened: Opened) -> Response {
         "--{boundary}\r\nContent-Type: application/json\r\n\r\n{{}}\r\n--{boundary}\r\n\
          Content-Type: {content_type}\r\nContent-Disposition: {disposition}\r\n\r\n"
     );
-    let pieces = Pieces { head: Some(head), file, left: bytes, tail: format!("\r\n--{boundary}--\r\n") };
+    let pieces = Pieces { head: Some(head), file, left: bytes, tail: format!("\r\n--{boundary}--\r\n"), _share: share };
     let body = http::stream(grant, pieces);
     Response::of(StatusCode::OK, &format!("multipart/mixed; boundary={boundary}"), body)
 }
@@ -71,6 +71,7 @@ struct Pieces {
     file: File,
     left: u64,
     tail: String,
+    _share: Option<Share>,
 }
 
 impl Chunks for Pieces {

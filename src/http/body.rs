@@ -56,9 +56,10 @@ pub fn stream_of(grant: Grant, chunks: impl Chunks, len: u64) -> Body {
     Body::made(grant, Box::new(chunks), Some(len))
 }
 
-/// A file, from where it stands, with its length known; read in blocking jobs like every other stream.
-pub fn file(grant: Grant, file: File, len: u64) -> Body {
-    Body::made(grant, Box::new(FilePieces { file, left: len }), Some(len))
+/// A file, from where it stands, with its length known; read in blocking jobs like every other stream. What is `held` is dropped when
+/// it is over.
+pub fn file(grant: Grant, file: File, len: u64, held: Option<Box<dyn Send + Sync>>) -> Body {
+    Body::made(grant, Box::new(FilePieces { file, left: len, _held: held }), Some(len))
 }
 
 /// A body whose pieces come from elsewhere, such as another server's media passed through. One piece waits at most.
@@ -374,6 +375,7 @@ impl<T: AsRef<[u8]>> AsRef<[u8]> for Lease<T> {
 struct FilePieces {
     file: File,
     left: u64,
+    _held: Option<Box<dyn Send + Sync>>,
 }
 
 impl Chunks for FilePieces {

@@ -19,12 +19,12 @@ use parking_lot::Mutex;
 use ruma::{OwnedServerName, ServerName};
 use tokio::sync::{SemaphorePermit, watch};
 
-use super::elsewhere::{Held, Share};
+use super::elsewhere::{Asking, Held, Share};
 use super::picture::Shape;
 use super::place::Staged;
 use super::remote::Incoming;
 use super::scan::{PATIENCE, still_coming};
-use super::{About, Error, Fetched, Media, Opened, SCAN_LEAST, Scaled, TRANSFER_BYTES};
+use super::{About, Error, Fetched, Media, Opened, Reader, SCAN_LEAST, Scaled, TRANSFER_BYTES};
 use crate::base::{Awaited, ChunkError, Chunks, blocking, detached};
 use crate::budget::Grant;
 use crate::remote::Failed;
@@ -134,9 +134,9 @@ pub enum Found {
 }
 
 /// A place at a transfer.
-struct Reader(Arc<Arriving>);
+struct Follower(Arc<Arriving>);
 
-impl Drop for Reader {
+impl Drop for Follower {
     fn drop(&mut self) {
         self.0.readers.fetch_sub(1, Ordering::AcqRel);
     }
@@ -144,7 +144,7 @@ impl Drop for Reader {
 
 /// A file on its way to this disk, to be read as it comes.
 pub struct Coming {
-    reader: Reader,
+    reader: Follower,
     progress: watch::Receiver<Progress>,
     head: Arc<Head>,
     file: Arc<File>,
@@ -204,7 +204,7 @@ impl Media {
                 };
                 drop(coming);
                 let left = until.saturating_sub(clock.instant());
-                let kept = self.kept_within(&key.server, &key.kept(), left.max(SCAN_LEAST)).await?;
+                let kept = self.kept_within(Reader::Known, &key.server, &key.kept(), left.max(SCAN_LEAST)).await?;
                 // When it came and could not be kept, the log says why.
                 kept.map(Found::Kept).ok_or_else(still_coming)
             }
@@ -259,13 +259,13 @@ impl Media {
     }
 
     /// A place at the transfer of a file, which begins when it is the first.
-    fn reader(&self, key: Key) -> Reader {
+    fn reader(&self, key: Key) -> Follower {
         let (reader, began) = {
             let mut all = self.0.fetches.0.lock();
             match all.get(&key) {
                 Some(arriving) => {
                     arriving.readers.fetch_add(1, Ordering::AcqRel);
-                    (Reader(arriving.clone()), false)
+                    (Follower(arriving.clone()), false)
                 }
                 None => {
                     let arriving = Arc::new(Arriving {
@@ -276,7 +276,7 @@ impl Media {
                         readers: AtomicUsize::new(1),
                     });
                     all.insert(key.clone(), arriving.clone());
-                    (Reader(arriving), true)
+                    (Follower(arriving), true)
                 }
             }
         };
@@ -441,12 +441,17 @@ impl Transfer {
             // The file is lost: the row is of no use.
             media.remove(server, &kept_as).await?;
         }
+        let mut asking = Some(media.turn_to_ask(server).await?);
+        if self.arriving.readers.load(Ordering::Acquire) == 0 {
+            // Nobody waited so long.
+            return Ok(End::GivenUp);
+        }
         let mut held = media.take_elsewhere(ARRIVING_BYTES + TRANSFER_BYTES).await?;
         *self.arriving.first.lock() = held.split(TRANSFER_BYTES);
         let _held = held;
         let (mut staged, mut again) = (None, 0);
         loop {
-            match self.ask(&mut staged).await {
+            match self.ask(&mut staged, &mut asking).await {
                 Ok(Asked::Whole) => break,
                 Ok(Asked::TooLarge) => return Ok(End::TooLarge),
                 Ok(Asked::GivenUp) => return Ok(End::GivenUp),
@@ -484,9 +489,10 @@ impl Transfer {
     }
 
     /// Asks for the file, from its beginning, and writes what is new.
-    async fn ask(&self, staged: &mut Option<Staged>) -> Result<Asked, Error> {
+    async fn ask(&self, staged: &mut Option<Staged>, asking: &mut Option<Asking>) -> Result<Asked, Error> {
         let (media, Key { server, media_id, shape }) = (&self.media, &self.key);
         let mut incoming = media.incoming(server, media_id, *shape).await?;
+        *asking = None;
         let bytes_max = media.0.limits.remote_file_bytes_max();
         if staged.is_none() {
             let (asking, bytes) = (media.clone(), incoming.at_most().unwrap_or(0));
@@ -521,6 +527,8 @@ impl Transfer {
             }
             match self.arriving.readers.load(Ordering::Acquire) {
                 0 if !unread.goes_on(media, at) => return Ok(Asked::GivenUp),
+                // Who comes back pays anew.
+                0 if unread.aside.is_some() => *self.arriving.first.lock() = None,
                 0 => {}
                 _ => unread = Unread::default(),
             }

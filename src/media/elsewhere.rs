@@ -1,12 +1,16 @@
 //! The memory for transfers from other servers: all that the account has but for what files of this disk need.
 //!
 //! Another server may send as slowly as is allowed, for hours, and a few such transfers are all that the account of the
-//! smallest board has room for. Files that are here and uploads must not wait for it.
+//! smallest board has room for. Files that are here and uploads must not wait for it. Nor must they wait for another server that reads a
+//! file of this one as slowly, or for whoever needs no access token; and no server for another that is asked and says nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use parking_lot::Mutex;
+use ruma::OwnedServerName;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 use super::{Error, Media};
 use crate::budget::{Account, Grant, Refused};
@@ -20,12 +24,43 @@ const ELSEWHERE_BYTES_MIN: u64 = 60 << 10;
 const ASIDE_PART: u64 = 256 << 10;
 const ASIDE_MAX: u64 = 4;
 
-/// Bounds the transfers from other servers, with those who read them.
+/// One part of this many of what those have is the most for readers of the files here who are not known here.
+const OUTSIDE_PART: u64 = 2;
+
+/// What a transfer takes with its first reader, and how many of one server may wait for their answers to begin: half of all that have
+/// memory. One that takes requests and says nothing would have it all.
+const ONE_BYTES: u64 = 60 << 10;
+const OF_SERVER_MAX: u64 = 8;
+
+/// Bounds the transfers from other servers, with those who read them, and readers from outside.
 pub(super) struct Elsewhere {
     /// In KiB.
     shares: Arc<Semaphore>,
+    /// The same, of readers from outside.
+    outside: Arc<Semaphore>,
     /// Of those that go on aside.
     aside: Semaphore,
+    /// By the server that is asked; present while somebody asks it.
+    asking: Arc<Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>>,
+    of_server_max: usize,
+}
+
+/// A turn at a server until its answer begins.
+pub(super) struct Asking {
+    turn: Option<OwnedSemaphorePermit>,
+    server: OwnedServerName,
+    all: Arc<Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>>,
+}
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        drop(self.turn.take());
+        let mut all = self.all.lock();
+        // The map's own is the last: whoever takes or waits for a turn has one.
+        if all.get(&self.server).is_some_and(|turns| Arc::strong_count(turns) == 1) {
+            all.remove(&self.server);
+        }
+    }
 }
 
 /// What a transfer or its reader holds.
@@ -34,20 +69,39 @@ pub(super) struct Held {
     pub(super) share: Share,
 }
 
-/// A part of what all transfers may have.
-pub(super) struct Share(OwnedSemaphorePermit);
+/// A part of what all transfers may have, and of what those of readers from outside may.
+pub struct Share {
+    any: OwnedSemaphorePermit,
+    _outside: Option<OwnedSemaphorePermit>,
+}
 
 impl Elsewhere {
     pub(super) fn new(account: &Account) -> Elsewhere {
         let bytes = account.limit().saturating_sub(LOCAL_BYTES_MIN).max(ELSEWHERE_BYTES_MIN);
         let aside = (account.limit() / ASIDE_PART).clamp(1, ASIDE_MAX);
-        let (shares, aside) = (Arc::new(Semaphore::new((bytes >> 10) as usize)), Semaphore::new(aside as usize));
-        Elsewhere { shares, aside }
+        let shares = |bytes: u64| Arc::new(Semaphore::new((bytes >> 10) as usize));
+        Elsewhere {
+            shares: shares(bytes),
+            outside: shares(bytes / OUTSIDE_PART),
+            aside: Semaphore::new(aside as usize),
+            asking: Arc::default(),
+            of_server_max: (bytes / 2 / ONE_BYTES).clamp(1, OF_SERVER_MAX) as usize,
+        }
     }
 
     /// A place among the transfers that go on although nobody waits for them; none when all are taken.
     pub(super) fn aside(&self) -> Option<SemaphorePermit<'_>> {
         self.aside.try_acquire().ok()
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_server_max(&self) -> usize {
+        self.of_server_max
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_asking(&self) -> bool {
+        !self.asking.lock().is_empty()
     }
 
     #[cfg(test)]
@@ -57,25 +111,61 @@ impl Elsewhere {
 }
 
 impl Media {
+    /// A turn to ask a server for a file, until its answer begins. Waits as long as for the memory, which is taken after it.
+    pub(super) async fn turn_to_ask(&self, server: &OwnedServerName) -> Result<Asking, Error> {
+        let (account, elsewhere) = (self.0.parts.budget.account("media"), &self.0.elsewhere);
+        let wait_ms = account.row().wait_ms;
+        let turns = {
+            let mut all = elsewhere.asking.lock();
+            all.entry(server.clone()).or_insert_with(|| Arc::new(Semaphore::new(elsewhere.of_server_max))).clone()
+        };
+        // Made before the wait: it takes the entry away again when nothing comes of it.
+        let mut asking = Asking { turn: None, server: server.clone(), all: elsewhere.asking.clone() };
+        let turn = self.0.parts.clock.timeout(Duration::from_millis(wait_ms), turns.acquire_owned()).await;
+        let Some(Ok(turn)) = turn else {
+            let (account, limit) = (account.name().to_owned(), account.limit());
+            return Err(Refused { account, asked: ONE_BYTES, limit, retry_after_ms: wait_ms, too_large: false }.into());
+        };
+        asking.turn = Some(turn);
+        Ok(asking)
+    }
+
     /// Memory for a transfer from another server, or for one who reads it as it comes. Waits as long as the account lets
     /// wait.
     pub(super) async fn take_elsewhere(&self, bytes: u64) -> Result<Held, Error> {
-        let (account, shares) = (self.0.parts.budget.account("media"), self.0.elsewhere.shares.clone());
+        self.take_share(bytes, false).await
+    }
+
+    /// Memory for somebody who is not known here, and reads a file of this disk: other servers, and whoever needs no access token.
+    /// However slowly they read, files are read by people here meanwhile.
+    pub(super) async fn take_outside(&self, bytes: u64) -> Result<Held, Error> {
+        self.take_share(bytes, true).await
+    }
+
+    async fn take_share(&self, bytes: u64, is_outside: bool) -> Result<Held, Error> {
+        let (account, elsewhere) = (self.0.parts.budget.account("media"), &self.0.elsewhere);
         let wait_ms = account.row().wait_ms;
-        let share = shares.acquire_many_owned(kib(bytes));
+        let share = async {
+            let _outside = match is_outside {
+                true => Some(elsewhere.outside.clone().acquire_many_owned(kib(bytes)).await?),
+                false => None,
+            };
+            let any = elsewhere.shares.clone().acquire_many_owned(kib(bytes)).await?;
+            Ok::<_, AcquireError>(Share { any, _outside })
+        };
         let share = self.0.parts.clock.timeout(Duration::from_millis(wait_ms), share).await;
         let Some(Ok(share)) = share else {
             let (account, limit) = (account.name().to_owned(), account.limit());
             return Err(Refused { account, asked: bytes, limit, retry_after_ms: wait_ms, too_large: false }.into());
         };
-        Ok(Held { grant: account.take(bytes).await?, share: Share(share) })
+        Ok(Held { grant: account.take(bytes).await?, share })
     }
 }
 
 impl Held {
     /// Takes a part out, for another holder.
     pub(super) fn split(&mut self, bytes: u64) -> Option<Held> {
-        let share = Share(self.share.0.split(kib(bytes) as usize)?);
+        let share = Share { any: self.share.any.split(kib(bytes) as usize)?, _outside: None };
         Some(Held { grant: self.grant.split(bytes), share })
     }
 }

@@ -40,7 +40,7 @@ mod turn;
 mod upload;
 
 use arriving::Fetches;
-use elsewhere::Elsewhere;
+use elsewhere::{Elsewhere, Held};
 use limits::Limits;
 use preview::Previews;
 use promise::Promised;
@@ -51,6 +51,7 @@ use tidy::Touched;
 
 pub use crate::remote::scanner::Scanner;
 pub use arriving::{Coming, Found};
+pub use elsewhere::Share;
 pub use limits::Options;
 pub use preview::{Looked, NoPreview, PreviewOptions};
 pub use quarantine::{ListedFile, MediaOrder};
@@ -103,6 +104,14 @@ struct Inner {
     untidy: Notify,
 }
 
+/// Who reads a file.
+#[derive(Debug, Clone, Copy)]
+enum Reader {
+    Known,
+    /// Nobody knows who it is.
+    Outside,
+}
+
 /// A whole file, ready to be read.
 pub struct Opened {
     pub file: File,
@@ -117,6 +126,8 @@ pub struct Opened {
     pub authenticated: bool,
     /// Pays for the transfer.
     pub grant: Grant,
+    /// Held as long as somebody from outside reads it.
+    pub share: Option<Share>,
 }
 
 impl Media {
@@ -163,6 +174,15 @@ impl Media {
 
     /// Opens a file of this server. Waits for a promised one.
     pub async fn open(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
+        self.open_for(Reader::Known, media_id, patience).await
+    }
+
+    /// The same for another server, or somebody without an access token.
+    pub async fn open_outside(&self, media_id: &str, patience: Duration) -> Result<Opened, Error> {
+        self.open_for(Reader::Outside, media_id, patience).await
+    }
+
+    async fn open_for(&self, reader: Reader, media_id: &str, patience: Duration) -> Result<Opened, Error> {
         let clock = self.0.parts.clock.clone();
         let deadline = clock.instant() + patience;
         let here = self.0.parts.server.clone();
@@ -170,7 +190,7 @@ impl Media {
             let arrived = self.0.arrived.notified();
             let left = deadline.saturating_sub(clock.instant());
             // It may wait for a scanner; with no patience at all it is looked at once.
-            if let Some(opened) = self.kept_within(&here, media_id, left.max(SCAN_LEAST)).await? {
+            if let Some(opened) = self.kept_within(reader, &here, media_id, left.max(SCAN_LEAST)).await? {
                 return Ok(opened);
             }
             if !self.is_promised(media_id) {
@@ -185,12 +205,18 @@ impl Media {
 
     /// Opens a file of any server that is on this disk, all of it. Waits until it was called clean, where there is a scanner.
     pub async fn kept(&self, server: &ServerName, media_id: &str) -> Result<Option<Opened>, Error> {
-        self.kept_within(server, media_id, scan::PATIENCE).await
+        self.kept_within(Reader::Known, server, media_id, scan::PATIENCE).await
+    }
+
+    /// The same for somebody without an access token.
+    pub async fn kept_outside(&self, server: &ServerName, media_id: &str) -> Result<Option<Opened>, Error> {
+        self.kept_within(Reader::Outside, server, media_id, scan::PATIENCE).await
     }
 
     /// The same, and waits no longer than so for a scanner.
     async fn kept_within(
         &self,
+        reader: Reader,
         server: &ServerName,
         media_id: &str,
         patience: Duration,
@@ -200,10 +226,16 @@ impl Media {
         self.cleared(server.as_str(), media_id, &row, patience).await?;
         self.touch(server, media_id, &row);
         // Taken only now: a request that waits for a promised file takes no memory from readers.
-        let grant = self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?;
+        let (grant, share) = match reader {
+            Reader::Known => (self.0.parts.budget.account("media").take(TRANSFER_BYTES).await?, None),
+            Reader::Outside => {
+                let Held { grant, share } = self.take_outside(TRANSFER_BYTES).await?;
+                (grant, Some(share))
+            }
+        };
         let media::Media { file: hash, bytes, content_type, name, authenticated, .. } = row;
         let etag = self.etag(server, media_id, &hash);
-        Ok(Some(Opened { file, bytes, content_type, name, hash, etag, authenticated, grant }))
+        Ok(Some(Opened { file, bytes, content_type, name, hash, etag, authenticated, grant, share }))
     }
 
     /// A whole file of any server, for what is made from it. Waits for a promised one, and until all of another server's

@@ -120,6 +120,7 @@ impl Media {
         media_id: &str,
         shape: Option<Shape>,
     ) -> Result<Fetched, Error> {
+        let _asking = self.turn_to_ask(&server.to_owned()).await?;
         let held = self.take_elsewhere(PASSING_BYTES).await?;
         Ok(Fetched::new(self.incoming(server, media_id, shape).await?, held))
     }
@@ -167,7 +168,10 @@ impl Media {
     /// A file that its server says to be at some URL. Nothing there is told who asks, and no private address is asked.
     async fn of_web(&self, url: String, said: About) -> Result<Incoming, Error> {
         let limits = WebLimits { time: WEB_TIME, body_bytes_max: BYTES_MAX, ..WebLimits::default() };
-        let answer = self.0.parts.remote.web().ask(WebRequest::get(url), limits).await.map_err(elsewhere)?;
+        // The time is for all of it, and no time to say nothing in.
+        let asked =
+            self.0.parts.clock.timeout(FIRST_TIMEOUT, self.0.parts.remote.web().ask(WebRequest::get(url), limits));
+        let answer = asked.await.unwrap_or(Err(WebFailed::Timeout)).map_err(elsewhere)?;
         if answer.status != 200 {
             let (status, message) = (answer.status, "redirects to where the file is not".to_owned());
             let (errcode, retry_after_ms, room_version) = (String::new(), None, None);

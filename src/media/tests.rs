@@ -136,6 +136,57 @@ async fn no_upload_goes_before_its_use_was_noted_for_long_enough() {
     let _ = std::fs::remove_dir_all(&media.0.parts.folder);
 }
 
+/// A server that took requests for files and said nothing had all the memory for files of other servers while it was waited for.
+#[tokio::test]
+async fn who_waits_for_a_turn_at_a_server_takes_no_memory() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let media = media(&clock, &budget);
+    let server = |name: &str| OwnedServerName::try_from(name).unwrap();
+    let (slow, other) = (server("slow.test"), server("other.test"));
+    let (all, mut held) = (media.0.elsewhere.left(), Vec::new());
+    for _ in 0..media.0.elsewhere.of_server_max() {
+        held.push(media.turn_to_ask(&slow).await.unwrap());
+    }
+    let (asking, of) = (media.clone(), slow.clone());
+    let asked = tokio::spawn(async move { asking.find(&of, "x").await.map(drop) });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!((asked.is_finished(), media.0.elsewhere.left()), (false, all));
+    drop(media.turn_to_ask(&other).await.unwrap());
+    asked.abort();
+    let _ = asked.await;
+    drop(held);
+    // Nobody waits for the file any more, so that server is not asked.
+    while media.0.elsewhere.is_asking() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(media.0.elsewhere.left(), all);
+}
+
+/// Other servers that read as slowly as is allowed had all the memory for files, and nobody here saw a picture.
+#[tokio::test]
+async fn readers_from_outside_leave_memory_for_people_here() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let (account, media) = (budget.account("media"), media(&clock, &budget));
+    let id = upload(&media, b"abc").await;
+    let mut held = Vec::new();
+    loop {
+        let (asking, of) = (media.clone(), id.clone());
+        let asked = tokio::spawn(async move { asking.open_outside(&of, Duration::ZERO).await });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        if !asked.is_finished() {
+            // What is left is for others.
+            assert!(account.limit() - account.used() >= LOCAL_BYTES_MIN && media.0.elsewhere.left() > TRANSFER_BYTES);
+            assert!(media.open(&id, Duration::ZERO).await.is_ok());
+            held.pop();
+            assert!(asked.await.unwrap().is_ok());
+            break;
+        }
+        held.push(asked.await.unwrap().unwrap());
+        assert!(held.len() as u64 * TRANSFER_BYTES < account.limit());
+    }
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+}
+
 /// One server whose files came as slowly as is allowed had all the memory for files, for hours.
 #[tokio::test]
 async fn transfers_from_elsewhere_leave_memory_for_the_files_that_are_here() {

@@ -112,7 +112,7 @@ pub async fn answer(request: &Request, opened: Opened, account: &Account) -> Res
         Ok(file) => file,
         Err(failed) => return unreadable(&failed),
     };
-    let response = described(Response::of(status, kind(&opened.name), http::file(grant, file, len)));
+    let response = described(Response::of(status, kind(&opened.name), http::file(grant, file, len, None)));
     match status {
         StatusCode::PARTIAL_CONTENT => {
             response.header("content-range", &format!("bytes {from}-{}/{bytes}", from + len - 1))

@@ -222,6 +222,42 @@ async fn files_wait_for_a_scanner_that_is_away() {
     assert_eq!(download(&house, &alice, &id).await.bytes, b"given");
 }
 
+/// Setting a scanner took a restart, and files were given out meanwhile.
+#[tokio::test]
+async fn a_scanner_counts_once_the_settings_were_read_again() {
+    let house = TestServer::start().await;
+    let alice = house.register("alice").await;
+    let id = upload(&house, &alice, "text/plain", b"waits").await;
+    assert_eq!(download(&house, &alice, &id).await.status, 200);
+    let metrics = async || house.raw("GET /_snug/metrics HTTP/1.0\r\n\r\n").await;
+    assert!(!metrics().await.contains("snug_scanner_there"));
+
+    let reloader = house.server().reloader();
+    let file = house.data_dir().join("snug.toml");
+    let write = |text: &str| std::fs::write(&file, text).unwrap();
+    reloader.config.lock().overrides.config = Some(file.clone());
+    let nobody = format!("clamd://127.0.0.1:{}", crate::server::free_port());
+    write(&format!("[media]\nscanner = {nobody:?}\n"));
+    let reloaded = reloader.reload().await.unwrap();
+    assert!(reloaded.changed.contains(&"media.scanner"), "{:?}", reloaded.changed);
+    download(&house, &alice, &id).await.refused(504, "M_NOT_YET_UPLOADED");
+    assert!(metrics().await.contains("snug_scanner_there 0"));
+    let health = house.raw("GET /_snug/health HTTP/1.0\r\n\r\n").await;
+    assert!(health.contains("scanner"), "{health}");
+
+    let lab = Lab::default();
+    let (port, _task) = lab.open("127.0.0.1:0").await;
+    write(&format!("[media]\nscanner = \"clamd://127.0.0.1:{port}\"\n"));
+    let _ = reloader.reload().await.unwrap();
+    assert_eq!(download(&house, &alice, &id).await.bytes, b"waits");
+    assert!(metrics().await.contains("snug_files_scanned_total{verdict=\"clean\"} 1"));
+    write("");
+    let _ = reloader.reload().await.unwrap();
+    assert!(!house.server().media.is_scanned());
+    drop(reloader);
+    house.stop().await;
+}
+
 /// Files of other servers are not passed on as they come.
 #[tokio::test]
 async fn files_of_other_servers_are_scanned_too() {

@@ -220,7 +220,8 @@ pub async fn quarantine(client: Arc<Client>, request: Request) -> Result<Respons
     Ok(done())
 }
 
-/// POST /_synapse/admin/v1/media/unquarantine/{server}/{media_id}
+/// POST /_synapse/admin/v1/media/unquarantine/{server}/{media_id}: also one of another server that is not kept here any more, which
+/// comes through when it is next fetched. What a scanner found in it is not found again.
 pub async fn unquarantine(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let by = administrator(&client, &request).await?;
     let (server, media_id) = named(&request)?;
