@@ -148,7 +148,10 @@ impl Media {
             if let Some(kept) = self.kept_thumbnail(&opened, shape).await? {
                 return Ok(shown(opened, shape, kept));
             }
-            let _making = self.0.thumbnails.making.take(&name(&opened.hash, shape)).await;
+            let named = name(&opened.hash, shape);
+            let making = self.0.parts.clock.timeout(PATIENCE, self.0.thumbnails.making.take(&named));
+            // Where the turn takes long each of those before has waited as long for it.
+            let Some(_making) = making.await else { return Ok(opened) };
             // Perhaps it was made meanwhile.
             if let Some(kept) = self.kept_thumbnail(&opened, shape).await? {
                 return Ok(shown(opened, shape, kept));
@@ -423,6 +426,24 @@ mod tests {
         assert_eq!((account.used(), shown.grant.bytes()), (TRANSFER_BYTES, TRANSFER_BYTES));
         drop(shown);
         assert_eq!(account.used(), 0);
+        let _ = fs::remove_dir_all(&media.0.parts.folder);
+    }
+
+    /// Those who asked for one picture waited for its turn one after the other, the last of ten for minutes.
+    #[tokio::test]
+    async fn who_waits_for_anothers_thumbnail_is_shown_the_picture_at_last() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let media = media(&clock, &budget);
+        let opened = open(&media, b"no picture").await;
+        let _held = media.0.thumbnails.making.take(&name(&opened.hash, Shape::Crop32)).await;
+        let (asking, own) = (media.clone(), opened.hash.clone());
+        let scaled = Scaled { width: 32, height: 32, crop: true };
+        let asked = tokio::spawn(async move { asking.thumbnail(opened, &scaled, false).await });
+        while !asked.is_finished() {
+            clock.advance(Duration::from_secs(1));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(asked.await.unwrap().unwrap().hash, own);
         let _ = fs::remove_dir_all(&media.0.parts.folder);
     }
 

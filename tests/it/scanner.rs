@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use snug::admin::Reload;
 use snug::base::{Clock, Random};
 use snug::config::Config;
 use snug::remote::scanner::Scanner;

@@ -26,7 +26,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::tidy::DAY_MS;
 use super::turn::turn_with_memory;
 use super::{Error, Media};
 use crate::base::{KeyedLock, Live, blocking, detached, unbroken};
@@ -59,6 +58,8 @@ const UNJUDGED_PAUSE: Duration = Duration::from_secs(300);
 const UNJUDGED_MAX: usize = 64;
 /// So long after a scanner was asked for its database it is taken to have the same.
 const EDITION_TIME: Duration = Duration::from_secs(3600);
+/// The day's length.
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 /// So many files are told to the administrators within [`TOLD_TIME`]: whoever brings harmful ones on purpose would fill their rooms.
 const TOLD_MAX: u32 = 20;
 const TOLD_TIME: Duration = Duration::from_secs(3600);
