@@ -10,6 +10,8 @@
 
 #[cfg(test)]
 pub mod any_bytes;
+#[cfg(test)]
+pub mod aside;
 mod blocking;
 mod chunks;
 mod clock;
@@ -31,8 +33,6 @@ pub mod shares;
 mod small_file;
 mod worker;
 
-#[cfg(test)]
-pub(crate) use blocking::aside;
 pub use blocking::{block_on_until, blocking, detached, joined, unbroken};
 pub use chunks::{Awaited, ChunkError, ChunkWriter, Chunks, OneChunk, begun, comma, stepped, written};
 pub use clock::{Clock, Deadline, Doubted, EARLIEST_MS, KeptTime, StopWatch};

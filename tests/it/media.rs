@@ -1,6 +1,7 @@
 //! Files.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::json;
 use snug::config::Config;
@@ -445,12 +446,7 @@ async fn what_has_to_be_scanned_comes_also_when_nobody_waits_for_it() {
     let path = file(BYTES);
     let asking = tokio::time::timeout(Duration::from_millis(400), visit.house.get(&path, &alice));
     assert!(asking.await.is_err(), "it takes longer");
-    for _ in 0..1200 {
-        if lab.count() > 0 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("it is scanned", async || (lab.count() > 0).then_some(())).await;
     assert_eq!(visit.house.get(&path, &alice).await.bytes, media_bytes(0, BYTES));
     assert_eq!((visit.asked(), lab.count()), (1, 1));
 }

@@ -126,7 +126,7 @@ impl Fetched {
         let events = events.map_err(|malformed| Failed::BadAnswer(malformed.to_string()))?;
         // No list is not an empty one, which says that there are none.
         let is_list = |name: &&str| json::read::get(&text, name).is_some_and(|list| list.starts_with(b"["));
-        if events.is_empty() && !LISTS.iter().any(|name| is_list(&name)) {
+        if events.is_empty() && !LISTS.iter().any(is_list) {
             return Err(Failed::BadAnswer("there is no list of events in it".into()));
         }
         Ok(Fetched { text, events, _paid: paid })
