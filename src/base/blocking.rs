@@ -18,7 +18,7 @@ use super::quiet::WORK;
 /// Lines of the log that come from it name what the caller is about.
 pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     #[cfg(test)]
-    let _aside = super::aside::Waits::begin();
+    let _aside = super::testing::Waits::begin();
     let (made, span) = (Made::default(), Span::current());
     let place = made.clone();
     finished(on_blocking_thread(Box::new(move || place.put(span.in_scope(|| caught(work)))))).await;

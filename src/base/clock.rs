@@ -342,7 +342,7 @@ impl Clock {
     /// network: a busy machine, whose other threads are late, is then not taken for a long wait.
     #[cfg(test)]
     pub(crate) async fn pass(&self, length: Duration) {
-        super::aside::settled().await;
+        super::testing::settled().await;
         self.advance(length);
     }
 

@@ -66,7 +66,7 @@ impl Lane {
 
     async fn done(&self, job: Box<dyn FnOnce() + Send>) {
         #[cfg(test)]
-        let _aside = super::aside::Waits::begin();
+        let _aside = super::testing::Waits::begin();
         let (reply, done) = oneshot::channel();
         let job = Job { work: job, reply };
         if self.add(job) {

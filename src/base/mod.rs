@@ -10,8 +10,6 @@
 
 #[cfg(test)]
 pub mod any_bytes;
-#[cfg(test)]
-pub mod aside;
 mod blocking;
 mod chunks;
 mod clock;
@@ -31,6 +29,8 @@ mod recent;
 mod settled;
 pub mod shares;
 mod small_file;
+#[cfg(test)]
+pub mod testing;
 mod worker;
 
 pub use blocking::{block_on_until, blocking, detached, joined, unbroken};

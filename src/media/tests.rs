@@ -3,7 +3,7 @@ use bytes::Bytes;
 use super::elsewhere::LOCAL_BYTES_MIN;
 use super::tidy::DAY_MS;
 use super::*;
-use crate::base::aside::settled;
+use crate::base::testing::settled;
 use crate::matrix::sign::Key;
 use crate::remote::RemoteOptions;
 use crate::store::UserNum;

@@ -309,7 +309,7 @@ impl Store {
 
     async fn through(&self, kind: Kind, job: Box<Job>, done: oneshot::Receiver<Result<Changes>>) -> Result<Changes> {
         #[cfg(test)]
-        let _aside = crate::base::aside::Waits::begin();
+        let _aside = crate::base::testing::Waits::begin();
         self.0.queue().send(Message::Job(kind, job)).await.map_err(|_| Error::Closed)?;
         done.await.unwrap_or(Err(Error::Closed))
     }

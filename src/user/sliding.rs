@@ -283,8 +283,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::base::aside::settled;
     use crate::base::blocking;
+    use crate::base::testing::settled;
     use crate::store::Get;
     use crate::store::schema::SLIDING_ROOM;
     use crate::user::tests::{Town, town};

@@ -291,5 +291,6 @@ async fn names_of_a_service_are_given_to_nobody_else() {
     house.put(&of("@irc_b:localhost"), &alice, json!({ "password": "long enough" })).await.refused(400, "M_EXCLUSIVE");
     let free = "/_synapse/admin/v1/username_available?username=irc_b";
     house.get(free, &alice).await.refused(400, "M_EXCLUSIVE");
-    house.put(&of("@bert:localhost"), &alice, json!({ "password": "long enough" })).await.ok();
+    let made = house.put(&of("@bert:localhost"), &alice, json!({ "password": "long enough" })).await;
+    assert_eq!(made.status, 201);
 }

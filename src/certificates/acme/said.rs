@@ -93,11 +93,17 @@ pub fn said_by(from: &str, error: &Error) -> Missed {
     let problem = match error {
         Error::Api(problem) => problem,
         Error::Other(other) => {
-            let gone = other.downcast_ref::<WebFailed>().map(|failed| match failed {
-                WebFailed::Forbidden(_) => format!("{from} may not be asked: {}.", bounded(failed, SENTENCE_CHARS_MAX)),
-                failed => format!("{from} {}.", bounded(failed, SENTENCE_CHARS_MAX)),
-            });
-            return Missed::soon(gone.unwrap_or_else(|| format!("{from}: {}.", bounded(other, SENTENCE_CHARS_MAX))));
+            let failed = other.downcast_ref::<WebFailed>();
+            let said = match failed {
+                Some(WebFailed::Forbidden(_)) => {
+                    format!("{from} may not be asked: {}.", bounded(other, SENTENCE_CHARS_MAX))
+                }
+                Some(failed) => format!("{from} {}.", bounded(failed, SENTENCE_CHARS_MAX)),
+                None => format!("{from}: {}.", bounded(other, SENTENCE_CHARS_MAX)),
+            };
+            // What is too long or not allowed is so a moment later, too.
+            let stays = matches!(failed, Some(WebFailed::Forbidden(_) | WebFailed::TooLarge { .. }));
+            return if stays { Missed::of(said) } else { Missed::soon(said) };
         }
         other => {
             let other = bounded(other, SENTENCE_CHARS_MAX);

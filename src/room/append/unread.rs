@@ -15,7 +15,6 @@ use crate::matrix::{Event, push};
 use crate::room::error::Error;
 use crate::room::ignored;
 use crate::room::invite_rules::{self, Verdict};
-use crate::room::send::checks::CALL_INVITE;
 use crate::room::state::StateView;
 use crate::room::state::event::load;
 use crate::room::state::join_conditions::local_joined;
@@ -30,6 +29,9 @@ use crate::store::{self, EventNum, Get, Push, Result, RoomNum, UserNum, Write};
 
 /// How far from a thread an event may be and still belong to it, as the specification has it.
 const THREAD_HOPS_MAX: usize = 3;
+
+/// The call of two, which apps ring for (client-server API, "Voice over IP").
+pub const CALL_INVITE: &str = "m.call.invite";
 
 /// Unread events of local members.
 pub struct UnreadCounts;

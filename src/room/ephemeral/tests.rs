@@ -5,7 +5,7 @@ use std::time::Duration;
 use ruma::{OwnedEventId, OwnedUserId};
 use serde_json::{Value, json};
 
-use crate::base::aside::settled;
+use crate::base::testing::settled;
 use crate::room::testing::*;
 use crate::room::*;
 use crate::store::tables::room::event_row;

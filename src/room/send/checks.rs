@@ -9,6 +9,7 @@ use super::New;
 use crate::matrix::acl::Acl;
 use crate::matrix::{auth, json};
 use crate::room::Rooms;
+use crate::room::append::unread::CALL_INVITE;
 use crate::room::blocked;
 use crate::room::error::{Error, Result};
 use crate::room::policies::Act;
@@ -71,9 +72,6 @@ pub fn check_relation(read: &impl Get, room: &RoomRef, new: &New) -> Result<()> 
     }
     Ok(())
 }
-
-/// The call of two, which apps ring for (client-server API, "Voice over IP").
-pub const CALL_INVITE: &str = "m.call.invite";
 
 /// Whether anybody may come into a room who knows of it.
 pub fn is_open_to_anybody(get: &impl Get, room: &RoomRef) -> Result<bool> {

@@ -395,7 +395,7 @@ mod tests {
     use std::ops::ControlFlow;
 
     use super::*;
-    use crate::base::aside::settled;
+    use crate::base::testing::settled;
     use crate::base::{Clock, blocking};
     use crate::budget::Budget;
     use crate::store::MemoryMedium;

@@ -1,7 +1,7 @@
 //! Gaps, and the state before them.
 
 use super::*;
-use crate::base::aside::settled;
+use crate::base::testing::settled;
 
 #[tokio::test]
 async fn a_gap_is_filled_in_rounds() {
