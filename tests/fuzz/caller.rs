@@ -382,7 +382,8 @@ fn judge(endpoint: &Endpoint, built: &Built, answer: &Answer) -> Option<String> 
     }
     let other_text =
         endpoint.path.contains("/media/") || endpoint.path.contains("_snug") || endpoint.path.contains("load/");
-    if built.bodiless || (other_text && answer.status < 300) || answer.status == 204 {
+    let has_no_text = answer.status == 204 || (other_text && answer.status == 304 && answer.body.is_empty());
+    if built.bodiless || (other_text && answer.status < 300) || has_no_text {
         return None;
     }
     // The front hall itself answers what is no HTTP, without a body.
