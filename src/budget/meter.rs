@@ -58,6 +58,20 @@ pub fn no_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
+/// Has the C library keep one heap for all threads: by itself it makes one for nearly each, and what is free in one
+/// serves no other. Compression alone allocates there. Call it first, before there are threads.
+pub fn one_heap_of_c() {
+    #[cfg(target_env = "gnu")]
+    {
+        const M_ARENA_MAX: std::ffi::c_int = -8;
+        unsafe extern "C" {
+            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+        }
+        // SAFETY: the C library's own setting, with its signature; it may refuse, which does no harm.
+        unsafe { mallopt(M_ARENA_MAX, 1) };
+    }
+}
+
 fn count(bytes: isize) {
     // A thread that is ending has no counter any more; its last few bytes go straight to the sum.
     let counted = PENDING.try_with(|pending| {

@@ -95,6 +95,7 @@ fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
 /// it.
 pub fn run(config: Config, command: &str) -> Result<(), Failed> {
     budget::meter::no_huge_pages();
+    budget::meter::one_heap_of_c();
     let clock = Clock::real();
     log::to_stderr(&config.log, config.json_log, clock.clone()).map_err(|error| failed("log", error))?;
     let budget = Budget::from_profile(profile(&config)?);

@@ -6,19 +6,14 @@
 //! replaced; text that differs from the row's values stays as it is. The first byte is the form of the rest, so that a
 //! later dictionary or encoding can coexist with this one.
 
-use std::cell::RefCell;
-use std::sync::OnceLock;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use memchr::memmem;
 use sha2::{Digest, Sha256};
-use zstd::dict::{DecoderDictionary, EncoderDictionary};
 
 use crate::store::row_encoding::{Unpack, put_u64};
 
-/// The dictionary of form 2; trained by the test below on generated events, never changed once released.
-const DICTIONARY_1: &[u8] = include_bytes!("../../../dictionary-1.zstd");
+mod block;
 
 /// Low bits of the first byte: the bytes as they came; the shortened text; the shortened text under the dictionary.
 const WHOLE: u8 = 0;
@@ -113,7 +108,7 @@ pub fn encode(canonical: &[u8], known: &Known<'_>, intact: bool) -> Vec<u8> {
     let mut short = Short { known, server: None, text: Vec::with_capacity(canonical.len()), raw: Vec::new() };
     short.event(canonical, intact);
     let Short { text, raw, .. } = short;
-    let block = compress(&text).filter(|block| block.len() + 1 < text.len());
+    let block = block::compress(&text).filter(|block| block.len() + 1 < text.len());
     let form = if block.is_some() { UNDER_DICTIONARY_1 } else { SHORT };
     let units = raw.len() / RAW_UNIT;
     stored.push(form | (units.min(RAW_MORE.into()) as u8) << RAW_SHIFT);
@@ -155,7 +150,7 @@ pub fn open(stored: &[u8]) -> Option<Opened<'_>> {
         SHORT => unpack.rest().to_vec(),
         UNDER_DICTIONARY_1 => {
             let length = usize::try_from(unpack.u64()?).ok().filter(|length| *length <= BODY_BYTES_MAX)?;
-            decompress(unpack.rest(), length)?
+            block::decompress(unpack.rest(), length)?
         }
         _ => return None,
     };
@@ -427,80 +422,6 @@ fn content_hash(event: &[u8]) -> [u8; 32] {
     }
     sha.update(b"}");
     sha.finalize().into()
-}
-
-// ------------------------------------------------------------------------------------------------------ compression
-
-/// Every frame of ours begins in the same way except for its lengths, which the row has: the magic number, the
-/// descriptor, the length of the content, and the header of its only block. None of that is stored.
-fn frame_head(content: usize, block: usize, head: &mut Vec<u8>) {
-    head.extend_from_slice(&[0x28, 0xb5, 0x2f, 0xfd]);
-    match content {
-        0..256 => head.extend_from_slice(&[0x20, content as u8]),
-        256..65_792 => {
-            head.push(0x60);
-            head.extend_from_slice(&((content - 256) as u16).to_le_bytes());
-        }
-        _ => {
-            head.push(0xa0);
-            head.extend_from_slice(&(content as u32).to_le_bytes());
-        }
-    }
-    // The last block, compressed.
-    let block = (block as u32) << 3 | 2 << 1 | 1;
-    head.extend_from_slice(&block.to_le_bytes()[..3]);
-}
-
-/// The block that zstd makes of the text; `None` when its output has another shape.
-fn compress(text: &[u8]) -> Option<Vec<u8>> {
-    static DICTIONARY: OnceLock<EncoderDictionary<'static>> = OnceLock::new();
-    thread_local! {
-        static COMPRESSOR: RefCell<Option<(zstd::bulk::Compressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
-    }
-    COMPRESSOR.with_borrow_mut(|slot| {
-        if slot.is_none() {
-            let dictionary = DICTIONARY.get_or_init(|| EncoderDictionary::copy(DICTIONARY_1, LEVEL));
-            let mut compressor = zstd::bulk::Compressor::with_prepared_dictionary(dictionary).ok()?;
-            compressor.include_contentsize(true).ok()?;
-            compressor.include_dictid(false).ok()?;
-            compressor.include_checksum(false).ok()?;
-            *slot = Some((compressor, Vec::with_capacity(32)));
-        }
-        let (compressor, head) = slot.as_mut()?;
-        let mut frame = compressor.compress(text).ok()?;
-        head.clear();
-        frame_head(text.len(), 0, head);
-        let length = frame.len().checked_sub(head.len())?;
-        head.clear();
-        frame_head(text.len(), length, head);
-        frame.starts_with(head).then(|| frame.split_off(head.len()))
-    })
-}
-
-const LEVEL: i32 = 1;
-
-fn decompress(block: &[u8], length: usize) -> Option<Vec<u8>> {
-    static DICTIONARY: OnceLock<DecoderDictionary<'static>> = OnceLock::new();
-    thread_local! {
-        static DECOMPRESSOR: RefCell<Option<(zstd::bulk::Decompressor<'static>, Vec<u8>)>> = const { RefCell::new(None) };
-    }
-    DECOMPRESSOR.with_borrow_mut(|slot| {
-        if slot.is_none() {
-            let dictionary = DICTIONARY.get_or_init(|| DecoderDictionary::copy(DICTIONARY_1));
-            let decompressor = zstd::bulk::Decompressor::with_prepared_dictionary(dictionary).ok()?;
-            *slot = Some((decompressor, Vec::new()));
-        }
-        let (decompressor, frame) = slot.as_mut()?;
-        frame.clear();
-        frame_head(length, block.len(), frame);
-        frame.extend_from_slice(block);
-        let plain = decompressor.decompress(frame, length).ok()?;
-        // Kept for the next frame unless an unusually long one stretched it.
-        if frame.capacity() > 16 * 1024 {
-            *frame = Vec::new();
-        }
-        (plain.len() == length).then_some(plain)
-    })
 }
 
 // ------------------------------------------------------------------------------------------------------------ fields
