@@ -58,17 +58,21 @@ pub fn no_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
 }
 
-/// Has the C library keep one heap for all threads: by itself it makes one for nearly each, and what is free in one
-/// serves no other. Compression alone allocates there. Call it first, before there are threads.
+/// Has the C library keep one heap for all threads, and give large blocks back at once: by itself it makes a heap for nearly
+/// each thread, and keeps what was freed in every one of them. Compression alone allocates there. Call it first, before
+/// there are threads.
 pub fn one_heap_of_c() {
     #[cfg(target_env = "gnu")]
     {
-        const M_ARENA_MAX: std::ffi::c_int = -8;
+        use std::ffi::c_int;
         unsafe extern "C" {
-            fn mallopt(parameter: std::ffi::c_int, value: std::ffi::c_int) -> std::ffi::c_int;
+            fn mallopt(parameter: c_int, value: c_int) -> c_int;
         }
-        // SAFETY: the C library's own setting, with its signature; it may refuse, which does no harm.
-        unsafe { mallopt(M_ARENA_MAX, 1) };
+        // From glibc's malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX.
+        for (parameter, value) in [(-1, 64 << 10), (-3, 64 << 10), (-8, 1)] {
+            // SAFETY: the C library's own settings, with their signature; it may refuse one, which does no harm.
+            unsafe { mallopt(parameter, value) };
+        }
     }
 }
 
