@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::{Admin, Registered, error::Error};
 use crate::backup;
-use crate::base::{Doing, Status, Workers, blocking, bounded, caught, date, span};
+use crate::base::{Doing, Status, Workers, blocking, bounded, caught, date, sort_few_by, span};
 use crate::budget::{Account, WhenEmpty};
 use crate::certificates::ending;
 use crate::http::{Request, Response};
@@ -91,7 +91,7 @@ pub async fn findings(admin: &Arc<Admin>) -> Vec<Finding> {
     });
     let mut found = looked.await;
     found.extend(reports(admin).await);
-    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    sort_few_by(&mut found, |finding| std::cmp::Reverse(finding.severity));
     found
 }
 
@@ -177,7 +177,7 @@ fn memory(accounts: &[Account]) -> Vec<Finding> {
         (account.row().when_empty != WhenEmpty::DropCache).then_some((account, ago))
     });
     let mut refused: Vec<_> = refused.collect();
-    refused.sort_by_key(|(_, ago)| *ago);
+    sort_few_by(&mut refused, |(_, ago)| *ago);
     let Some((_, last)) = refused.first() else { return Vec::new() };
     let ago = span(last.as_millis() as u64);
     let named: Vec<_> = refused

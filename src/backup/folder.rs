@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use super::list::{Entry, Head, Kind, LINE_BYTES_MAX, Lines, end_line, hex};
 use super::seal::{Identity, Input, Key, Output, Recipient, To, mode};
 use super::{Error, Stored, at};
-use crate::base::{Random, timestamp};
+use crate::base::{Random, sort_few, timestamp};
 
 const INCOMING: &str = "incoming";
 /// Letters and digits of a name in there.
@@ -348,7 +348,7 @@ pub fn list(root: &Path) -> Result<Vec<Found>, Error> {
         };
         found.extend(stamp.filter(|stamp| is_stamp(stamp)).map(|stamp| Found { stamp: stamp.to_owned(), is_sealed }));
     }
-    found.sort_by(|one, other| one.stamp.cmp(&other.stamp));
+    sort_few(&mut found, |one, other| one.stamp.cmp(&other.stamp));
     Ok(found)
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::profile::{Profile, human};
+use crate::base::sort_few_by;
 
 /// A profile is chosen only when the board has this many times its total, so that the system and its page cache have
 /// room beside it. A limit set for this process alone needs to hold only the total.
@@ -55,7 +56,7 @@ impl Granted {
         };
         let profiles = Profile::names().map(|name| Profile::get(name).expect("the shipped profiles add up"));
         let mut profiles: Vec<_> = profiles.collect();
-        profiles.sort_by_key(|profile| profile.total);
+        sort_few_by(&mut profiles, |profile| profile.total);
         let smallest = profiles.remove(0);
         let profile = profiles.into_iter().rev().find(|profile| profile.total <= fits).unwrap_or(smallest);
         let why = format!("memory budget {} ({}), because {self}", profile.name, human(profile.total));

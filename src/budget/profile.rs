@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::account::Account;
 use super::account::{AccountRow, WhenEmpty};
 use super::meter;
+use crate::base::{gathered, sort_few_by};
 
 /// Every account of memory. A profile has each of them and no other; a new one is added here and to each file of
 /// `memory-budgets/`.
@@ -338,12 +339,12 @@ impl Raw {
     fn into_profile(self, name: &str) -> Profile {
         let rows = |raw: BTreeMap<String, RawAccount>, order: &[&str]| {
             let mut rows: Vec<_> = raw.into_iter().map(|(name, raw)| raw.into_row(name)).collect();
-            rows.sort_by_key(|row| order.iter().position(|known| *known == row.name));
+            sort_few_by(&mut rows, |row| order.iter().position(|known| *known == row.name));
             rows
         };
         let row = |(name, raw): (String, RawFixed)| FixedRow { name, bytes: raw.bytes.0, reason: raw.reason };
         let mut fixed: Vec<_> = self.fixed.into_iter().map(row).collect();
-        fixed.sort_by_key(|row| FIXED.iter().position(|known| *known == row.name));
+        sort_few_by(&mut fixed, |row| FIXED.iter().position(|known| *known == row.name));
         Profile {
             name: name.to_owned(),
             board: self.board,
@@ -351,7 +352,7 @@ impl Raw {
             fixed,
             accounts: rows(self.accounts, ACCOUNTS),
             disk: rows(self.disk, DISK_ACCOUNTS),
-            sizes: self.sizes.into_iter().map(|(name, size)| (name, size.0)).collect(),
+            sizes: gathered(self.sizes.into_iter().map(|(name, size)| (name, size.0))),
         }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::admin_socket::Local;
 use super::arguments::PurgeCommand;
 use super::{load, tell, text, with_local};
+use crate::base::{sort_few, sort_few_by};
 use crate::budget::human;
 use crate::config::Overrides;
 use crate::remote::encode;
@@ -172,7 +173,7 @@ pub fn disk(overrides: &Overrides) -> Result<(), String> {
         }
         let used: u64 = tables.iter().map(|(_, _, bytes)| bytes).sum();
         tables.retain(|(_, rows, _)| *rows > 0);
-        tables.sort_by_key(|(_, _, bytes)| std::cmp::Reverse(*bytes));
+        sort_few_by(&mut tables, |(_, _, bytes)| std::cmp::Reverse(*bytes));
         let mut out = format!(
             "files                     {:>11}\ndatabase                  {:>11}\n  rows in it              {:>11}\n  pages, and free \
              space   {:>11}\nfree on the disk          {:>11}\n\n{:<24} {:>11} {:>11}\n",
@@ -199,7 +200,7 @@ pub fn disk(overrides: &Overrides) -> Result<(), String> {
                 };
                 rooms.push((number(room, "bytes"), number(room, "events"), id, about.to_owned()));
             }
-            rooms.sort_by(|one, other| other.cmp(one));
+            sort_few(&mut rooms, |one, other| other.cmp(one));
             rooms.truncate(ROOMS_SHOWN);
         })?;
         for (bytes, events, id, about) in &rooms {

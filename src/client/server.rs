@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Client, Error, PresenceMode, auth, calls};
+use crate::base::gathered;
 use crate::http::{ErrorResponse, Request, Response};
 use crate::matrix::version;
 use crate::room::{DELAY_MS_MAX, Lifetimes, SCHEDULED_MAX};
@@ -64,7 +65,7 @@ pub async fn versions(client: Arc<Client>, request: Request) -> Result<Response,
 pub async fn capabilities(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
     let available: serde_json::Map<_, _> =
-        version::offered().map(|version| (version.id.to_owned(), json!("stable"))).collect();
+        gathered(version::offered().map(|version| (version.id.to_owned(), json!("stable"))));
     let forgets = client.rooms.forgets_left_rooms();
     let mut capabilities = json!({
         "m.change_password": { "enabled": true },

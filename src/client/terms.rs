@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Client, Error, Options, rates};
-use crate::base::blocking;
+use crate::base::{blocking, gathered};
 use crate::flow;
 use crate::http::page::{self, escaped, paragraphs};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
@@ -82,14 +82,14 @@ impl Terms {
     /// The parameters of the stage `m.login.terms`.
     pub fn params(&self, base: &str) -> Value {
         let policy = |policy: &Policy| {
-            let mut shown = Map::from_iter([("version".to_owned(), Value::from(policy.version.as_str()))]);
+            let mut shown = gathered::<_, Map<_, _>>([("version".to_owned(), Value::from(policy.version.as_str()))]);
             shown.extend(policy.texts.iter().map(|text| {
                 let url = text.url(policy, base);
                 (text.language.clone(), json!({ "name": text.name, "url": url }))
             }));
             (policy.id.clone(), Value::Object(shown))
         };
-        json!({ "policies": self.policies.iter().map(policy).collect::<Map<_, _>>() })
+        json!({ "policies": gathered::<_, Map<_, _>>(self.policies.iter().map(policy)) })
     }
 
     /// The policies as links of a page, each in all its languages.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::{Client, Error, auth, rates};
+use crate::base::gathered;
 use crate::budget::Grant;
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::user::ThirdParty;
@@ -14,7 +15,7 @@ use crate::user::ThirdParty;
 pub async fn protocols(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     asking(&client, &request).await?;
     let (all, paid) = client.users.services().protocols(None).await;
-    let all: Map<String, Value> = all.into_iter().collect();
+    let all: Map<String, Value> = gathered(all);
     Ok(paid_by(serde_json::to_vec(&all).map_err(ErrorResponse::internal)?, paid))
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{Federation, auth, lookup::Missed, rates};
+use crate::base::gathered;
 use crate::{
     base,
     http::{ErrorResponse, Request, Response},
@@ -32,11 +33,12 @@ pub async fn server(federation: Arc<Federation>, _: Request) -> Result<Response,
 
 /// This server's answer about its own keys.
 fn own(federation: &Federation) -> Result<Map<String, Value>, ErrorResponse> {
-    let old: Map<String, Value> = federation
-        .old_keys
-        .iter()
-        .map(|old| (old.id.clone(), json!({ "key": old.public.to_base64(), "expired_ts": old.expired_ms })))
-        .collect();
+    let old: Map<String, Value> = gathered(
+        federation
+            .old_keys
+            .iter()
+            .map(|old| (old.id.clone(), json!({ "key": old.public.to_base64(), "expired_ts": old.expired_ms }))),
+    );
     // It would be valid until a day that others have behind them, and they keep what they are told.
     if !federation.clock.is_plausible() {
         let message = "The clock of this server has not been set yet";

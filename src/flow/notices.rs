@@ -11,7 +11,7 @@ use serde_json::value::to_raw_value;
 use serde_json::{Map, Value, json};
 use tokio::sync::OnceCell;
 
-use crate::base::{KeyedLock, Live, unbroken};
+use crate::base::{KeyedLock, Live, gathered, unbroken};
 use crate::room::{self, Create, Joining, Membership, Preset, Renewal, Rooms, Sending, StateDraft};
 use crate::user::{self, Requester, Users};
 
@@ -187,7 +187,7 @@ impl Notices {
             state_key: String::new(),
             content: json!({ "url": url }),
         });
-        let levels = Map::from_iter([("users_default".to_owned(), Value::from(OTHERS_LEVEL))]);
+        let levels = gathered([("users_default".to_owned(), Value::from(OTHERS_LEVEL))]);
         let create = Create {
             preset: Some(Preset::Private),
             name: Some(room_name.clone()),

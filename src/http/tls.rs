@@ -5,7 +5,7 @@
 use parking_lot::RwLock;
 
 use super::x509;
-use crate::base::{self, Clock, Worker};
+use crate::base::{self, Clock, Worker, sort_few_by};
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
@@ -241,7 +241,7 @@ pub fn provider() -> Arc<CryptoProvider> {
                     | CipherSuite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256
             )
         };
-        provider.cipher_suites.sort_by_key(|suite| !chacha(suite.suite()));
+        sort_few_by(&mut provider.cipher_suites, |suite| !chacha(suite.suite()));
     }
     Arc::new(provider)
 }

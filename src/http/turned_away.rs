@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use crate::base::Clock;
+use crate::base::{Clock, sort_few_by};
 
 /// Between two lines.
 const PAUSE: Duration = Duration::from_secs(60);
@@ -65,7 +65,7 @@ impl TurnedAway {
         }
         let Noted { count, mut callers, waiting_said_at, .. } = std::mem::take(&mut *noted);
         (noted.said_at, noted.waiting_said_at) = (Some(now), waiting_said_at);
-        callers.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        sort_few_by(&mut callers, |(_, count)| std::cmp::Reverse(*count));
         let named: Vec<String> = callers.iter().take(NAMED_MAX).map(|(ip, count)| format!("{count} of {ip}")).collect();
         let rest = count - callers.iter().take(NAMED_MAX).map(|(_, count)| count).sum::<u64>();
         let others = if rest > 0 { format!(", {rest} of others") } else { String::new() };

@@ -24,6 +24,7 @@ use tokio_rustls::TlsConnector;
 use super::Failed;
 use super::contact::{Contact, Whence};
 use super::resolve::Target;
+use crate::base::sort_few_by;
 use crate::{
     base::Clock,
     budget::{Account, Grant},
@@ -224,7 +225,8 @@ fn client_config(roots: RootCertStore, sessions_max: usize) -> ClientConfig {
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::ring::default_provider();
     if !has_aes() {
-        provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("CHACHA20"));
+        let aside = |suite: &rustls::SupportedCipherSuite| !format!("{:?}", suite.suite()).contains("CHACHA20");
+        sort_few_by(&mut provider.cipher_suites, aside);
     }
     provider
 }

@@ -22,7 +22,7 @@ use tracing::Instrument;
 
 use super::request::Urgency;
 use super::{Failed, Options, Remote, json_stream};
-use crate::base::{self, Shares, brief};
+use crate::base::{self, Shares, brief, gathered};
 use crate::budget::{Account, Grant};
 use crate::matrix::sign::{self, PublicKey};
 use crate::store::tables::server::signing_key::{self, Stored};
@@ -402,7 +402,7 @@ impl Keys {
     /// [`RENEWALS_MAX`]. Answers how many servers gave theirs.
     pub(super) async fn renew(&self) -> store::Result<u64> {
         let waiting = std::mem::take(&mut self.book().renewals.lock().waiting);
-        let mut lacking: Lacking = waiting.into_iter().map(|server| (server, BTreeSet::new())).collect();
+        let mut lacking: Lacking = gathered(waiting.into_iter().map(|server| (server, BTreeSet::new())));
         // A server that does not answer now is asked again when its key is needed.
         let asked = self.ask_directly(&mut lacking, RENEWALS_AT_ONCE, Urgency::Later).await?;
         Ok(asked.answered.len() as u64)
@@ -628,13 +628,10 @@ fn batch_of(servers: &[(&OwnedServerName, &BTreeSet<String>)]) -> Batch {
 
 fn notary_query(batch: &Batch, now_ms: u64) -> Vec<u8> {
     let criteria = serde_json::json!({ "minimum_valid_until_ts": now_ms });
-    let servers: serde_json::Map<String, serde_json::Value> = batch
-        .iter()
-        .map(|(server, ids)| {
-            let ids = ids.iter().map(|id| (id.clone(), criteria.clone())).collect::<serde_json::Map<_, _>>();
-            (server.to_string(), ids.into())
-        })
-        .collect();
+    let servers: serde_json::Map<String, serde_json::Value> = gathered(batch.iter().map(|(server, ids)| {
+        let ids: serde_json::Map<_, _> = gathered(ids.iter().map(|id| (id.clone(), criteria.clone())));
+        (server.to_string(), ids.into())
+    }));
     serde_json::json!({ "server_keys": servers }).to_string().into_bytes()
 }
 

@@ -8,6 +8,7 @@ use super::Rooms;
 use super::error::{Error, Result};
 use super::send::Sending;
 use super::state::{self, RoomRef};
+use crate::base::sort_few_by;
 use crate::budget::parsed_bytes_max;
 use crate::matrix::auth::{JoinRule, State as _};
 use crate::matrix::json;
@@ -84,7 +85,7 @@ fn strongest(read: &Read, room: &RoomRef) -> Result<Option<(OwnedUserId, i64)>> 
     for (id, level) in levels.iter().flat_map(|levels| levels.users()) {
         named.extend(OwnedUserId::try_from(id).ok().map(|id| (id, level)));
     }
-    named.sort_by_key(|(_, level)| std::cmp::Reverse(*level));
+    sort_few_by(&mut named, |(_, level)| std::cmp::Reverse(*level));
     for (id, level) in named {
         let Some(num) = user::num(read, id.as_str())? else { continue };
         let is_here = user::is_local(read, num)?;

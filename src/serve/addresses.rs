@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use ruma::ServerName;
 
 use crate::admin;
+use crate::base::sort_few_by;
 use crate::config::{Config, FILE_NAME};
 use crate::http::tls::Certificate;
 use crate::mdns::{NETWORKS_MAX, Network};
@@ -197,7 +198,7 @@ fn routes(table: impl Read) -> Vec<Route> {
 /// Reads `/proc/net/fib_trie`: an address in a line, and below it whether it is this machine's (`/32 host LOCAL`).
 fn local_v4(table: impl Read, routes: &[Route]) -> Vec<Ipv4Addr> {
     let mut found = v4(table, |address| is_reachable(address, routes));
-    found.sort_by_key(|address| !is_uplink(*address, routes));
+    sort_few_by(&mut found, |address| !is_uplink(*address, routes));
     found
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Failed, failed};
 use crate::base::private::{make_folder, write_secret};
-use crate::base::{Clock, Random};
+use crate::base::{Clock, Random, sort_few_by};
 use crate::config::{Config, FILE_NAME};
 use crate::federation::OldKey;
 use crate::matrix::sign;
@@ -180,7 +180,7 @@ pub(super) fn finish_restore(folder: &Path) -> Result<bool, Failed> {
         }
         names.retain(|name| name != VERIFIED);
         // The settings first: a start in between knows its name. The database last: without it no server starts here.
-        names.sort_by_key(|name| (name == DATABASE, name != FILE_NAME));
+        sort_few_by(&mut names, |name| (name == DATABASE, name != FILE_NAME));
         for name in &names {
             std::fs::rename(from.join(name), folder.join(name))?;
         }

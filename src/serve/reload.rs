@@ -11,7 +11,7 @@ use ruma::OwnedRoomOrAliasId;
 
 use super::{admin_settings, calls, log, notice_options};
 use crate::admin::{Admin, Reload, Reloaded, Setting};
-use crate::base::{Live, blocking};
+use crate::base::{Live, blocking, gathered};
 use crate::client::Client;
 use crate::config::{Config, Previews, settings, typed};
 use crate::federation::Federation;
@@ -109,7 +109,7 @@ impl Reloader {
         let newer = newer.await.inspect_err(|wrong| tracing::error!("the settings stay as they are: {wrong}"))?;
         let (changed, restart) = before.changed(&newer);
         self.apply(&newer);
-        let waits = restart.iter().map(|name| (*name, newer.written.get(name).cloned())).collect();
+        let waits = gathered(restart.iter().map(|name| (*name, newer.written.get(name).cloned())));
         *self.config.lock() = Config { written: in_force(&before, &newer, &restart), waits, ..newer };
         say(&changed, &restart);
         Ok(Reloaded { changed, restart })

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use ruma::{ServerName, UserId};
 
 use crate::admin::{Registered, Registrations};
-use crate::base::{Clock, Worker, blocking};
+use crate::base::{Clock, Worker, blocking, sort_few};
 use crate::config::Config;
 use crate::deliver::services::Told;
 use crate::remote::service::{BYTES_MAX, Registration, SERVICES_MAX, Service};
@@ -57,7 +57,7 @@ fn files(config: &Config) -> Vec<Result<PathBuf, Found>> {
         };
         let is_yaml = |path: &PathBuf| path.extension().is_some_and(|is| is == "yaml" || is == "yml");
         let mut inside: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(is_yaml).collect();
-        inside.sort_unstable();
+        sort_few(&mut inside, Ord::cmp);
         files.extend(inside.into_iter().map(Ok));
     }
     files.truncate(4 * SERVICES_MAX);

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use super::{Error, Requester, Users};
 use crate::base::shares::{Owner, Shares};
+use crate::base::sort_few_by;
 use crate::store::tables::user::device;
 use crate::store::tables::user::sliding::{self, CONNECTIONS_MAX, Connection};
 use crate::store::{Position, Read, RoomNum, UserNum, Write, WriteError};
@@ -268,7 +269,7 @@ fn make_room(w: &mut Write<'_>, newest: &Newest, connection: &SlidingConnection)
     let used_ms =
         |conn: Position, noted_ms: u64| newest.get(conn).map_or(noted_ms, |(_, used_ms)| used_ms.max(noted_ms));
     // Of those last used in the same millisecond the one that began first counts as the older.
-    others.sort_by_key(|(conn, row)| (row.conn_id == *conn_id, Reverse((used_ms(*conn, row.used_ms), *conn))));
+    sort_few_by(&mut others, |(conn, row)| (row.conn_id == *conn_id, Reverse((used_ms(*conn, row.used_ms), *conn))));
     for (place, (conn, row)) in others.iter().enumerate() {
         if row.conn_id == *conn_id || place + 1 >= CONNECTIONS_MAX {
             sliding::remove_connection(w, *user, device_id, *conn)?;

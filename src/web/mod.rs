@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 use percent_encoding::percent_decode_str;
 use rustix::fs::{Mode, OFlags};
 
-use crate::base::blocking;
+use crate::base::{blocking, sort_few_by};
 use crate::budget::{Account, Budget};
 use crate::http::{ErrorResponse, Fallback, Method, Request, Response, StatusCode};
 use file::Encoding;
@@ -51,7 +51,7 @@ impl Folders {
     }
 
     pub fn set(&self, mut mounts: Vec<Mount>) {
-        mounts.sort_by_key(|mount| std::cmp::Reverse(mount.path.len()));
+        sort_few_by(&mut mounts, |mount| std::cmp::Reverse(mount.path.len()));
         *self.0.mounts.write() = mounts.into();
     }
 

@@ -11,7 +11,7 @@ use super::share::Share;
 use super::{address_for_apps, days, is_only_here, qr};
 use crate::admin::findings::{self, Severity};
 use crate::admin::{Admin, error::Error};
-use crate::base::blocking;
+use crate::base::{blocking, sort_few_by};
 use crate::budget::{Card, Granted, human, meter};
 use crate::http::{ErrorResponse, Response};
 
@@ -173,7 +173,9 @@ struct Row {
 fn accounts(admin: &Admin) -> Result<String, Error> {
     let mut accounts: Vec<_> = admin.budget.accounts().iter().filter(|account| account.limit() > 0).collect();
     let fullness = |used: u64, limit: u64| u128::from(used) * 1000 / u128::from(limit.max(1));
-    accounts.sort_by_key(|account| (account.refusals() == 0, Reverse(fullness(account.high_water(), account.limit()))));
+    sort_few_by(&mut accounts, |account| {
+        (account.refusals() == 0, Reverse(fullness(account.high_water(), account.limit())))
+    });
     let rows = accounts.into_iter().map(|account| Row {
         name: account.name().replace('_', " "),
         limit: human(account.limit()),

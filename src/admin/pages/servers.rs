@@ -10,7 +10,7 @@ use super::people::{ago, encoded};
 use super::rooms;
 use crate::admin::servers::deny;
 use crate::admin::{Admin, error::Error};
-use crate::base::{bounded, span};
+use crate::base::{bounded, gathered, span};
 use crate::http::{ErrorResponse, Response};
 use crate::matrix::json::partial;
 use crate::remote::{By, Named, Standing, Step, Verdict};
@@ -399,7 +399,7 @@ async fn answered(
         let rows = rows.filter_map(|(at, room)| offered_row(at, room.get().as_bytes())).collect();
         return Ok((rows, page.next_batch));
     }
-    let mut asked = Map::from_iter([("limit".to_owned(), Value::from(OFFERED_ROWS))]);
+    let mut asked = gathered::<_, Map<_, _>>([("limit".to_owned(), Value::from(OFFERED_ROWS))]);
     if !find.is_empty() {
         asked.insert("filter".to_owned(), json!({ "generic_search_term": find }));
     }

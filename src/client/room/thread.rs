@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::timeline::reader;
-use crate::base::comma;
+use crate::base::{comma, sort_few};
 use crate::client::{Client, Error, auth, rates};
 use crate::http::{ErrorResponse, Request, Response, StatusCode};
 use crate::matrix::json as text;
@@ -127,7 +127,7 @@ fn place(request: &Request, name: &str) -> Result<Option<Position>, ErrorRespons
 
 /// Appends the members `subscribed` and `unsubscribed` of a list of changes, each when there is one of them.
 pub fn write_changes(out: &mut Vec<u8>, first: &mut bool, mut changes: Vec<ThreadChange>) {
-    changes.sort_by(|one, other| one.room_id.cmp(&other.room_id));
+    sort_few(&mut changes, |one, other| one.room_id.cmp(&other.room_id));
     for (name, is_subscribed) in [("subscribed", true), ("unsubscribed", false)] {
         let mut room = None;
         for change in changes.iter().filter(|change| change.is_subscribed == is_subscribed) {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{administrator, done, local_user, user};
+use crate::base::gathered;
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
 use crate::room::RedactUser;
@@ -128,7 +129,7 @@ pub async fn redact_status(client: Arc<Client>, request: Request) -> Result<Resp
     let status = status.ok_or_else(|| ErrorResponse::not_found("There is no redaction of this ID"))?;
     Ok(Response::json(&match status.is_done {
         true => {
-            let failed: serde_json::Map<_, _> = status.failed.into_iter().map(|(id, why)| (id, why.into())).collect();
+            let failed: serde_json::Map<_, _> = gathered(status.failed.into_iter().map(|(id, why)| (id, why.into())));
             json!({ "status": "complete", "failed_redactions": failed })
         }
         false => json!({ "status": "active" }),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{administrator, done, local_user};
+use crate::base::gathered;
 use crate::client::{Client, Error};
 use crate::http::{ErrorResponse, Request, Response};
 
@@ -48,7 +49,8 @@ const EXPERIMENTAL: [(&str, bool); 3] = [("msc3881", true), ("msc3575", false), 
 pub async fn experimental(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     administrator(&client, &request).await?;
     client.users.listed(&local_user(&client, &request)?).await?;
-    let features: Map<_, _> = EXPERIMENTAL.iter().map(|(name, is_on)| ((*name).to_owned(), (*is_on).into())).collect();
+    let features = EXPERIMENTAL.iter().map(|(name, is_on)| ((*name).to_owned(), Value::from(*is_on)));
+    let features: Map<_, _> = gathered(features);
     Ok(Response::json(&json!({ "features": features })))
 }
 

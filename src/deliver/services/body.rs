@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::Told;
 use super::next::own_in;
-use crate::base::comma;
+use crate::base::{comma, gathered};
 use crate::remote::service::Service;
 use crate::store::tables::room::{event, user_room};
 use crate::store::tables::server::service::Pending;
@@ -167,7 +167,7 @@ fn keys(get: &Read, service: &Service, pending: &Pending, rooms: Vec<RoomNum>, o
                 break;
             }
             // Those without keys too: by its count of none a bridge knows that it has to upload some.
-            let mut left: BTreeMap<String, u64> = e2ee_key::one_time_counts(get, num, &device)?.into_iter().collect();
+            let mut left: BTreeMap<String, u64> = gathered(e2ee_key::one_time_counts(get, num, &device)?);
             left.entry("signed_curve25519".to_owned()).or_default();
             let unused = e2ee_key::unused_fallbacks(get, num, &device, FALLBACKS_MAX)?;
             add_member(&mut left_of, &device, &json!(left));

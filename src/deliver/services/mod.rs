@@ -26,7 +26,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use crate::base::{self, Clock, Random, Worker};
+use crate::base::{self, Clock, Random, Worker, sort_few_by};
 use crate::budget::{Account, Budget, Grant};
 use crate::feed::Feed;
 use crate::remote::Remote;
@@ -398,7 +398,7 @@ impl ServiceSender {
         let now_ms = self.0.clock.now_ms();
         let mut doubtful = book.0.values().filter(|entry| entry.busy && entry.is_doubtful()).count();
         let mut order: Vec<String> = book.0.keys().cloned().collect();
-        order.sort_by_key(|id| book.0.get(id).is_some_and(Entry::is_doubtful));
+        sort_few_by(&mut order, |id| book.0.get(id).is_some_and(Entry::is_doubtful));
         for id in order {
             let Some(entry) = book.0.get_mut(&id) else { continue };
             let is_due = entry.retry_ms.is_none_or(|at| at <= now_ms);

@@ -27,7 +27,7 @@ use super::picture::Shape;
 use super::place::INCOMING;
 use super::thumbnail::{Small, Tried};
 use super::{About, Error, MEDIA_ID_CHARS, Media};
-use crate::base::{KeyedLock, Live, blocking, unbroken};
+use crate::base::{KeyedLock, Live, blocking, gathered, unbroken};
 use crate::remote::web::{Plain, WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::store::tables::preview::{self, Preview};
 use crate::store::{UserNum, WriteError};
@@ -275,7 +275,7 @@ impl Media {
         // What is left is a title and a few words; storing the picture takes from the same account.
         drop(grant);
         let mut facts: Map<_, _> =
-            properties.into_iter().map(|(name, text)| (name.to_owned(), Value::from(text))).collect();
+            gathered(properties.into_iter().map(|(name, text)| (name.to_owned(), Value::from(text))));
         let mut media_id = None;
         if let Some(picture) =
             picture.and_then(|picture| base.join(&picture).ok()).and_then(|url| self.allowed(url.as_str()).ok())

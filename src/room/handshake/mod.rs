@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::Rooms;
 use super::error::{Error, Result};
 use super::state::stripped::{STRIPPED_EVENTS_MAX, strip};
+use crate::base::gathered;
 use crate::budget::Grant;
 use crate::matrix::draft;
 use crate::matrix::json::partial;
@@ -106,7 +107,7 @@ pub(super) fn sign_template(rooms: &Rooms, template: &Template, content: Map<Str
     let parts = &rooms.0.parts;
     let (content, now_ms) = (Value::from(content), Value::from(parts.clock.now_ms()));
     let id = Value::from(format!("${}:{}", parts.random.token(18), parts.server));
-    let mut event: BTreeMap<&str, &Value> = template.event.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let mut event: BTreeMap<&str, &Value> = gathered(template.event.iter().map(|(key, value)| (key.as_str(), value)));
     event.insert("content", &content);
     event.insert("origin_server_ts", &now_ms);
     if template.version.event_id_in_event() {
@@ -143,7 +144,7 @@ impl Template {
             return Err(Reject::shape("the template is not for the requested user and membership"));
         }
         let keep = ["type", "room_id", "sender", "state_key", "content", "prev_events", "auth_events", "depth"];
-        let event = drawn.into_iter().filter(|(key, _)| keep.contains(&key.as_str())).collect();
+        let event = gathered(drawn.into_iter().filter(|(key, _)| keep.contains(&key.as_str())));
         Ok(Template { version, server: server.to_owned(), event, _paid: paid })
     }
 
@@ -185,7 +186,7 @@ pub fn asking() -> Options {
 pub(super) async fn leave(rooms: &Rooms, user: &UserId, room: &RoomId, reason: Option<&str>) -> Result<()> {
     let (asked, of) = (user.to_owned(), room.to_owned());
     let servers = rooms.reading(move |rooms, read| servers::out_of_band_of(rooms, read, &asked, &of)).await?;
-    let mut content = Map::from_iter([("membership".to_owned(), json!("leave"))]);
+    let mut content = gathered::<_, Map<_, _>>([("membership".to_owned(), json!("leave"))]);
     if let Some(reason) = reason {
         content.insert("reason".into(), reason.into());
     }

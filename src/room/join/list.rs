@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::admission::Policy;
 use super::progress::{JoinStatus, Progress};
+use crate::base::sort_few;
 use crate::room::Rooms;
 
 /// Joins under way and in line. Each is a task and a journal row.
@@ -53,7 +54,7 @@ impl Joins {
             .iter()
             .map(|(room, one)| one.progress.underway(room.as_str(), one.user.as_str(), now.saturating_sub(one.since)))
             .collect();
-        list.sort_by(|a, b| a.room_id.cmp(&b.room_id));
+        sort_few(&mut list, |a, b| a.room_id.cmp(&b.room_id));
         list
     }
 

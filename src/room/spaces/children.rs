@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use ruma::{OwnedRoomId, OwnedServerName};
 
-use crate::base::{ChunkError, ChunkWriter, comma};
+use crate::base::{ChunkError, ChunkWriter, comma, sort_few};
 use crate::matrix::json;
 use crate::room::error::Result;
 use crate::room::read::event_json;
@@ -89,7 +89,7 @@ pub fn child_events(
         places.extend(place_of(get, event, suggested_only)?);
         Ok(ControlFlow::Continue(()))
     })?;
-    places.sort_by(Place::cmp);
+    sort_few(&mut places, Place::cmp);
     let mut sorted: Vec<EventNum> = places.iter().map(|place| place.event).collect();
     // Where both are the same the rooms' ids decide; seldom, so they are read again then.
     let mut from = 0;
@@ -122,7 +122,7 @@ fn by_id(get: &impl Get, run: &mut [EventNum]) -> store::Result<()> {
         let body = event::shown(get, &event::row_of(get, *num)?)?;
         named.push((json::read::get_text(&body, "state_key").unwrap_or_default().into_owned(), *num));
     }
-    named.sort();
+    sort_few(&mut named, Ord::cmp);
     for (place, (_, num)) in run.iter_mut().zip(named) {
         *place = num;
     }

@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use ruma::UserId;
 use serde_json::{Map, Value};
 
-use crate::base::fold;
+use crate::base::{fold, gathered};
 use crate::matrix::json;
 use crate::store::tables::room::event_row::{Kind, Membership};
 use crate::store::tables::room::{self, Status, current_state, event, member, state_tree};
@@ -184,7 +184,7 @@ fn shown_in(get: &impl Get, member: EventNum) -> Result<Map<String, Value>, Erro
     let fields = ["displayname", "avatar_url"].into_iter();
     let text = |field| json::read::get_text(content, field).filter(|text| text.len() <= SHOWN_BYTES_MAX);
     let texts = fields.filter_map(|field| Some((field.to_owned(), text(field)?.into())));
-    Ok(texts.collect())
+    Ok(gathered(texts))
 }
 
 struct Found {

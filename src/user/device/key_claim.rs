@@ -15,7 +15,7 @@ use super::key_answer::{ANSWER_BYTES, ASKED_AT_ONCE, QUESTION_TIMEOUT, each_in, 
 use super::key_answer::{each_of, failure, price};
 use super::key_query::Viewer;
 use super::keys::{KEY_BYTES_MAX, KEY_NAME_BYTES_MAX};
-use crate::base::joined;
+use crate::base::{gathered, joined};
 use crate::budget::Grant;
 use crate::remote::Failed;
 use crate::remote::service::Service;
@@ -86,9 +86,9 @@ impl Users {
         }
         for (service, claims) in by_service.into_values() {
             let algorithms = |devices: &BTreeMap<String, String>| -> BTreeMap<String, [String; 1]> {
-                devices.iter().map(|(device, algorithm)| (device.clone(), [algorithm.clone()])).collect()
+                gathered(devices.iter().map(|(device, algorithm)| (device.clone(), [algorithm.clone()])))
             };
-            let asked: BTreeMap<&OwnedUserId, _> = claims.iter().map(|(user, of)| (user, algorithms(of))).collect();
+            let asked: BTreeMap<&OwnedUserId, _> = gathered(claims.iter().map(|(user, of)| (user, algorithms(of))));
             let body = serde_json::to_value(&asked).unwrap_or_default();
             if let Some(answer) = self.services().claim_keys(&service, &body).await
                 && let Ok(told) = serde_json::from_slice::<&RawValue>(&answer.body)

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::announce;
+use crate::base::gathered;
 use crate::budget::parsed_bytes_max;
 use crate::store::tables::user::e2ee_key::{self, FallbackKey, OneTimeKey};
 use crate::store::{Get, UserNum, Write};
@@ -100,7 +101,7 @@ impl Checked {
 }
 
 fn counts(get: &impl Get, user: UserNum, device_id: &str) -> Result<BTreeMap<String, u64>, Error> {
-    let mut counts: BTreeMap<String, u64> = e2ee_key::one_time_counts(get, user, device_id)?.into_iter().collect();
+    let mut counts: BTreeMap<String, u64> = gathered(e2ee_key::one_time_counts(get, user, device_id)?);
     counts.entry(USUAL_ALGORITHM.to_owned()).or_insert(0);
     Ok(counts)
 }

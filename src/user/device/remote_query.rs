@@ -13,7 +13,7 @@ use super::key_answer::{ASKED_AT_ONCE, ENTRY_BYTES};
 use super::key_answer::{each_in, each_of, failure, is_too_deep, price};
 use super::key_query::Answered;
 use super::remote_list::{self, Form, Known};
-use crate::base::joined;
+use crate::base::{gathered, joined};
 use crate::budget::Refused;
 use crate::remote::{Answer, Failed, Options};
 use crate::store::tables::user::remote_list::Key;
@@ -141,7 +141,7 @@ impl Users {
 
     async fn ask_question(&self, question: &Question, timeout: Duration) -> Result<Answer, Failed> {
         if question.form == Form::Query {
-            let wanted: BTreeMap<_, _> = question.users.iter().map(|one| (&one.user_id, &one.devices)).collect();
+            let wanted: BTreeMap<_, _> = gathered(question.users.iter().map(|one| (&one.user_id, &one.devices)));
             let body = serde_json::to_vec(&BTreeMap::from([("device_keys", wanted)])).unwrap_or_default();
             return self.ask(&question.server, "/_matrix/federation/v1/user/keys/query", body, timeout).await;
         }

@@ -11,7 +11,7 @@ use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Visit};
 use crate::admin::pages::link::Shown;
 use crate::admin::pages::share::Share;
 use crate::admin::users::{deactivated, user_called};
-use crate::base::{bounded, date};
+use crate::base::{bounded, date, sort_few_by};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
 use crate::user::{Person, Standing};
@@ -65,7 +65,7 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
     let (user_id, person) = named(&visit).await?;
     let (users, now_ms) = (&visit.admin.users, visit.admin.clock.now_ms());
     let mut devices = users.devices_of(&user_id).await?;
-    devices.sort_by_key(|device| std::cmp::Reverse(device["last_seen_ts"].as_u64()));
+    sort_few_by(&mut devices, |device| std::cmp::Reverse(device["last_seen_ts"].as_u64()));
     let account = &person.account;
     let files_max = visit.admin.media.account_bytes_max();
     let name = bounded(person.display_name.as_deref().unwrap_or(user_id.localpart()), NAME_CHARS_MAX);

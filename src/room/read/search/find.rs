@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::terms::Terms;
 use super::{Batch, ROOMS_MAX, SearchQuery};
+use crate::base::{sort_few, sort_few_by};
 use crate::matrix::json;
 use crate::room::Rooms;
 use crate::room::ignored::Ignored;
@@ -157,7 +158,8 @@ pub fn find(views: &mut Views, query: &SearchQuery) -> store::Result<Found> {
         found.next = None;
     }
     if query.by_rank {
-        found.hits.sort_by(|one, other| other.rank.total_cmp(&one.rank).then(other.at.cmp(&one.at)));
+        let by_rank = |one: &Hit, other: &Hit| other.rank.total_cmp(&one.rank).then(other.at.cmp(&one.at));
+        sort_few(&mut found.hits, by_rank);
         found.hits.truncate(limit);
     }
     Ok(found)
@@ -287,7 +289,7 @@ fn by_index(read: &Read, terms: &Terms, rooms: &mut [Searched], under: &mut Unde
     let hashes = terms.hashes(read);
     let places: Vec<Place> = rooms.iter().map(|room| (room.num, room.from)).collect();
     let mut segments: Vec<_> = status.segments.iter().collect();
-    segments.sort_by_key(|segment| segment.newest);
+    sort_few_by(&mut segments, |segment| segment.newest);
     for segment in segments {
         search::matches(read, segment, &hashes, &places, &mut |(room, down)| {
             let Some(at) = at(read, rooms, room, down.order())? else { return Ok(Onward::Next) };

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+use crate::base::sort_few;
 use crate::store::schema::PASSWORD_LINK;
 use crate::store::tables;
 use crate::store::{Error, Get, Result, UserNum, Write};
@@ -45,7 +46,7 @@ pub fn put(w: &mut Write<'_>, hash: &[u8; 32], link: &Link, now_ms: u64) -> Resu
         true => gone.push(key.to_vec()),
         false => kept.push((known.expires_ms, key.to_vec())),
     })?;
-    kept.sort_unstable();
+    sort_few(&mut kept, Ord::cmp);
     let surplus = (kept.len() + 1).saturating_sub(LINKS_MAX);
     gone.extend(kept.into_iter().take(surplus).map(|(_, key)| key));
     for key in gone {
