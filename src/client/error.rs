@@ -89,7 +89,9 @@ impl From<room::Error> for Error {
             E::Reject(reject) => match reject.kind {
                 Kind::Json | Kind::Shape => ErrorResponse::bad("M_BAD_JSON", reject.to_string()),
                 Kind::TooLarge => ErrorResponse::too_large(reject.to_string()),
-                Kind::Signature | Kind::Key | Kind::Auth => ErrorResponse::forbidden(reject.to_string()),
+                Kind::Signature | Kind::Key | Kind::Auth | Kind::Missing => {
+                    ErrorResponse::forbidden(reject.to_string())
+                }
             },
             E::Bad { errcode, message } => ErrorResponse::bad(errcode, message),
             E::Version(ref version) => {

@@ -45,7 +45,9 @@ impl From<room::Error> for Error {
             E::Forbidden(why) => ErrorResponse::forbidden(why),
             E::InviteBlocked(errcode) => ErrorResponse::new(StatusCode::FORBIDDEN, errcode, failed.to_string()),
             E::Reject(reject) => match reject.kind {
-                Kind::Auth | Kind::Signature | Kind::Key => ErrorResponse::forbidden(reject.to_string()),
+                Kind::Auth | Kind::Missing | Kind::Signature | Kind::Key => {
+                    ErrorResponse::forbidden(reject.to_string())
+                }
                 Kind::TooLarge => ErrorResponse::too_large(reject.to_string()),
                 Kind::Json | Kind::Shape => ErrorResponse::bad("M_BAD_JSON", reject.to_string()),
             },

@@ -18,6 +18,8 @@ pub enum Kind {
     Key,
     /// Refused by the authorisation rules.
     Auth,
+    /// Events it cites or follows cannot be had, so that nothing is known for or against it.
+    Missing,
 }
 
 /// Why data from another server or a client is refused.
@@ -46,5 +48,8 @@ impl Reject {
     }
     pub fn auth(reason: impl Into<Cow<'static, str>>) -> Reject {
         Reject::new(Kind::Auth, reason)
+    }
+    pub fn missing(reason: impl Into<Cow<'static, str>>) -> Reject {
+        Reject::new(Kind::Missing, reason)
     }
 }

@@ -123,7 +123,7 @@ pub use read::timeline::Paging;
 pub use read::token::Token;
 pub use read::token::{SlidingToken, SyncToken};
 pub use read::{ANSWER_BYTES, PAGE_EVENTS_MAX, Reader, RoomView};
-pub use receive::TIME_MAX as RECEIVE_TIME_MAX;
+pub use receive::{NotTaken, TIME_MAX as RECEIVE_TIME_MAX};
 pub use send::Sending;
 pub use send::member::Joining;
 pub use serve::history::Missing;

@@ -20,6 +20,7 @@ use crate::budget::{Account, Grant};
 use crate::federation::{Error, Federation};
 use crate::http::ErrorResponse;
 use crate::matrix::json::partial;
+use crate::room::NotTaken;
 
 const BEFORE_RETRY: Duration = Duration::from_secs(30);
 
@@ -122,10 +123,7 @@ pub(super) async fn process(
             }
         };
         for (id, outcome) in taken {
-            let told = match outcome {
-                Ok(()) => json!({}),
-                Err(why) => json!({ "error": why.chars().take(REASON_CHARS_MAX).collect::<String>() }),
-            };
+            let told = told(outcome.inspect_err(|why| tracing::debug!(%origin, %id, "an event is not taken: {why}")));
             outcomes.insert(id.to_string(), told);
         }
     }
@@ -149,4 +147,27 @@ pub(super) async fn process(
         federation.postage.charge(&owner, brought.max(edu.get().len()));
     }
     Ok(outcomes)
+}
+
+/// What the sender is told of an event. Of one that cannot be judged, nothing, as servers have it that answer before they look
+/// for what is missing: whether it is found is no fault of the event's sender, and need not be the last word.
+fn told(outcome: Result<(), NotTaken>) -> Value {
+    match outcome {
+        Ok(()) | Err(NotTaken::Unjudged(_)) => json!({}),
+        Err(NotTaken::Refused(why)) => json!({ "error": why.chars().take(REASON_CHARS_MAX).collect::<String>() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The specification's "no error" is "handled"; servers that answer first say it of all that is signed.
+    #[test]
+    fn what_could_not_be_judged_is_no_error_of_its_sender() {
+        assert_eq!(told(Ok(())), json!({}));
+        assert_eq!(told(Err(NotTaken::Unjudged("an auth event cannot be fetched".to_owned()))), json!({}));
+        let refused = NotTaken::Refused("the sender is not in the room".to_owned());
+        assert_eq!(told(Err(refused)), json!({ "error": "the sender is not in the room" }));
+    }
 }

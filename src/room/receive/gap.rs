@@ -171,7 +171,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
                 Step::StateIncomplete => break,
             }
         }
-        Err(Reject::auth("the previous events or auth events of the event cannot be fetched").into())
+        Err(Reject::missing("the previous events or auth events of the event cannot be fetched").into())
     }
 
     /// Remembers, as long as this gap is filled, that an event cannot be had.
@@ -361,7 +361,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
     pub async fn fetch_cited(&mut self, wanted: Vec<OwnedEventId>) -> Result<()> {
         match self.fetch_singly(wanted).await? {
             0 => Ok(()),
-            _ => Err(Reject::auth("an auth event or previous event cannot be fetched").into()),
+            _ => Err(Reject::missing("an auth event or previous event cannot be fetched").into()),
         }
     }
 
@@ -415,7 +415,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
             }
         }
         if found.is_empty() {
-            return Err(Reject::auth("too many auth events are missing").into());
+            return Err(Reject::missing("too many auth events are missing").into());
         }
         // What was fetched below the wanted events comes again with their auth chains.
         found.retain(|id, _| wanted.contains(id));
@@ -437,11 +437,11 @@ impl<'i, F: Fetch> GapFill<'i, F> {
         self.check_time()?;
         self.check_intake()?;
         self.chains_left =
-            self.chains_left.checked_sub(1).ok_or_else(|| Reject::auth("too many long auth chains are missing"))?;
+            self.chains_left.checked_sub(1).ok_or_else(|| Reject::missing("too many long auth chains are missing"))?;
         match self.fetch_whole_chain(id).await {
             Err(Error::Remote(failed)) if failed.is_refusal() => {
                 tracing::debug!(%id, origin = %self.origin, %failed, "an auth chain cannot be fetched");
-                Err(Reject::auth("too many auth events are missing").into())
+                Err(Reject::missing("too many auth events are missing").into())
             }
             fetched => fetched,
         }
@@ -519,7 +519,7 @@ impl<'i, F: Fetch> GapFill<'i, F> {
 }
 
 fn unreadable() -> Error {
-    Reject::auth("the previous events, as the sender's server gives them, cannot be read").into()
+    Reject::missing("the previous events, as the sender's server gives them, cannot be read").into()
 }
 
 /// Takes bytes out of the filling's own memory.

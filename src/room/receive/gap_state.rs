@@ -53,7 +53,7 @@ impl<F: Fetch> GapFill<'_, F> {
             }
             let cited = event.auth_events().map(ToOwned::to_owned).collect();
             if self.count_unknown(cited).await? > 0 {
-                return Err(Reject::auth("an auth event cannot be fetched").into());
+                return Err(Reject::missing("an auth event cannot be fetched").into());
             }
         }
         self.state_before(event.id()).await
@@ -114,7 +114,7 @@ impl<F: Fetch> GapFill<'_, F> {
         self.states_left = self
             .states_left
             .checked_sub(1)
-            .ok_or_else(|| Reject::auth("the history before the event has too many gaps"))?;
+            .ok_or_else(|| Reject::missing("the history before the event has too many gaps"))?;
         let mut survey = self.survey(id).await?;
         let unknown = std::mem::take(&mut survey.unknown);
         if unknown.len() > SINGLE_EVENTS_MAX {

@@ -24,7 +24,7 @@ use super::state::event;
 use super::state::server_access;
 use super::state::{RoomRef, known_num};
 use crate::base::{self, KeyedGuard};
-use crate::matrix::{Event, Reject, auth};
+use crate::matrix::{Event, Kind, Reject, auth};
 use crate::remote::Failed;
 use crate::store::tables::room::member;
 use crate::store::{EventNum, Get, RoomNum, Write};
@@ -47,7 +47,19 @@ const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 pub(super) const KEYS_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The outcome of one event.
-pub type Outcome = (OwnedEventId, Result<(), String>);
+pub type Outcome = (OwnedEventId, Result<(), NotTaken>);
+
+/// Why an event is not in the room's history.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotTaken {
+    /// It is refused, for this reason: its sender made a mistake, or sends too much.
+    #[error("{0}")]
+    Refused(String),
+    /// Nothing is known against it: other events that it takes to judge it cannot be had at present. It is fetched when
+    /// others build upon it.
+    #[error("{0}")]
+    Unjudged(String),
+}
 
 /// Receives events of a room we are in that `origin` sent in a transaction. See [`Rooms::receive`].
 pub async fn receive(
@@ -97,7 +109,7 @@ impl<F: Fetch> Inbox<F> {
         };
         let bytes = events.iter().map(|event| event.to_federation().len() as u64).sum();
         if let Err(why) = intake::charge_room(&self.rooms, room, room_id.as_str(), bytes) {
-            outcomes.extend(events.iter().map(|event| (event.id().to_owned(), Err(why.to_owned()))));
+            outcomes.extend(events.iter().map(|event| (event.id().to_owned(), Err(NotTaken::Refused(why.to_owned())))));
             return Ok(outcomes);
         }
         let checked = self.check(events).await;
@@ -106,7 +118,7 @@ impl<F: Fetch> Inbox<F> {
             match checked {
                 Ok(event) => queue.push_back(Arc::new(event)),
                 Err(failed) if failed.is_passing() => return Err(failed),
-                Err(failed) => outcomes.push((id, Err(failed.to_string()))),
+                Err(failed) => outcomes.push((id, Err(NotTaken::Refused(failed.to_string())))),
             }
         }
         self.take(origin, room, queue, &mut outcomes, until).await?;
@@ -175,7 +187,8 @@ impl<F: Fetch> Inbox<F> {
         let taken = self.rooms.write(move |w| append_next(w, &here, room, &batch)).await?;
         for reason in &taken {
             let event = queue.pop_front().expect("no more are taken than there are");
-            outcomes.push((event.id().to_owned(), reason.clone().map_or(Ok(()), |reason| Err(reason.to_string()))));
+            let refused = reason.as_ref().map(|reason| NotTaken::Refused(reason.to_string()));
+            outcomes.push((event.id().to_owned(), refused.map_or(Ok(()), Err)));
         }
         Ok(taken.len())
     }
@@ -208,7 +221,7 @@ impl<F: Fetch> Inbox<F> {
                 }
             }
         }
-        Err(Reject::auth("the previous events or auth events of the event cannot be fetched").into())
+        Err(Reject::missing("the previous events or auth events of the event cannot be fetched").into())
     }
 
     /// The locks for filling a gap. A server fills one gap at a time, or two slow servers would keep all others' gaps
@@ -256,12 +269,15 @@ fn holds_still(get: &impl Get, room: RoomNum, num: EventNum, event: &Event) -> R
     auth::check(room.version, &event.subject(), &view)
 }
 
-fn outcome(processed: Result<Processed>) -> Result<(), String> {
+fn outcome(processed: Result<Processed>) -> Result<(), NotTaken> {
     match processed {
-        Ok(Processed { rejected: true, reason: Some(reason), .. }) => Err(reason.to_string()),
+        Ok(Processed { rejected: true, reason: Some(reason), .. }) => Err(NotTaken::Refused(reason.to_string())),
         // Soft-failed events are kept: the sender could not know of any fault.
         Ok(_) => Ok(()),
-        Err(failed) => Err(failed.to_string()),
+        Err(failed @ (Error::Remote(_) | Error::Reject(Reject { kind: Kind::Missing, .. }))) => {
+            Err(NotTaken::Unjudged(failed.to_string()))
+        }
+        Err(failed) => Err(NotTaken::Refused(failed.to_string())),
     }
 }
 
@@ -292,7 +308,8 @@ fn read_events(get: &impl Get, origin: &ServerName, room_id: &RoomId, pdus: Vec<
         let id = event.id().to_owned();
         match (denied, event::stored(get, id.as_str())?) {
             (Some(server), _) => {
-                outcomes.push((id, Err(format!("the room's server ACL (m.room.server_acl) denies {server}"))))
+                let why = format!("the room's server ACL (m.room.server_acl) denies {server}");
+                outcomes.push((id, Err(NotTaken::Refused(why))));
             }
             (None, Some((_, row))) if !row.flags.outlier => outcomes.push((id, Ok(()))),
             (None, _) => events.push(event),

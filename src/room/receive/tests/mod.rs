@@ -364,11 +364,11 @@ impl World {
         self.make(line, &self.bob, "m.room.message", None, json!({ "msgtype": "m.text", "body": text }))
     }
 
-    async fn receive(&self, events: &[Arc<Event>]) -> Vec<Result<(), String>> {
+    async fn receive(&self, events: &[Arc<Event>]) -> Vec<Result<(), NotTaken>> {
         self.receive_raw(events.iter().map(|event| raw(event)).collect()).await
     }
 
-    async fn receive_raw(&self, pdus: Vec<Box<RawValue>>) -> Vec<Result<(), String>> {
+    async fn receive_raw(&self, pdus: Vec<Box<RawValue>>) -> Vec<Result<(), NotTaken>> {
         let outcomes = self.inbox.receive(&far(), &self.room, pdus, self.late()).await.unwrap();
         outcomes.into_iter().map(|(_, outcome)| outcome).collect()
     }
