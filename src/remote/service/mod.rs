@@ -2,11 +2,12 @@
 //!
 //! Owns the list of registrations, which is replaced as a whole when its files change. Each request to a service has its
 //! token in the `Authorization` header, a time, and a bound on the answer; its URL is an operator's, so it may be at a
-//! private address. `ask.rs` has the questions beside transactions.
+//! private address. `ask.rs` has the questions beside transactions, `networks.rs` those about the networks behind them.
 //!
-//! Bounded: [`SERVICES_MAX`] registrations of at most 64 KiB each, which an operator wrote.
+//! Bounded: [`SERVICES_MAX`] registrations of at most 64 KiB each, which an operator wrote; what is kept of their protocols.
 
 mod ask;
+mod networks;
 
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -23,7 +24,9 @@ use ruma::UserId;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, watch};
 
-pub use self::ask::{Asked, ThirdParty, instance_id};
+pub use self::ask::Asked;
+use self::networks::Kept;
+pub use self::networks::{ThirdParty, instance_id};
 use super::web::{Plain, Web, WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::base::{Clock, bounded};
 use crate::budget::Grant;
@@ -37,8 +40,18 @@ const ANSWER_BYTES_MAX: u64 = 16 << 10;
 const SAID_BYTES: usize = 1024;
 /// And how long it is waited for, once the status is there.
 const SAID_TIME: Duration = Duration::from_secs(1);
-/// Questions to make users and rooms at once: who is behind them is anybody. Beyond that they count as answered with no.
+/// Questions to make users and rooms at once, of all services and of one: who is behind them is anybody. Beyond that they
+/// count as answered with no.
 const MAKING_MAX: usize = 4;
+const MAKING_OF_ONE_MAX: usize = 3;
+/// Look-ups of one service at once; who comes after waits for a place, as long as for an answer.
+const LOOK_UPS_MAX: usize = 2;
+/// A service that could not be reached is not waited for for so long; one that took the question and did not answer in
+/// time, for longer. Either is over when it pings us.
+const AWAY_MS: u64 = 10_000;
+const SILENT_MS: u64 = 60_000;
+/// The answer to a question: protocols have icons as URLs and a dozen fields.
+const ASKED_BYTES_MAX: u64 = 64 << 10;
 /// A path that a service did not know is not asked for again for so long.
 const UNKNOWN_PATH_MS: u64 = 3_600_000;
 /// The characters of a path's part that stand for themselves.
@@ -50,14 +63,32 @@ pub struct Service {
     registration: Registration,
     token_hash: [u8; 32],
     /// Until when the paths of the specification are not tried, for one that knows only those from before.
-    old_paths_until_ms: AtomicU64,
+    old_paths: Until,
     /// Until when it is not asked for keys.
-    no_claims_until_ms: AtomicU64,
-    no_queries_until_ms: AtomicU64,
-    /// Until when it is not asked what people look up, after it could not be reached.
-    away_until_ms: AtomicU64,
+    no_claims: Until,
+    no_queries: Until,
+    /// Until when it is asked nothing that somebody waits for, after it could not be reached.
+    away: Until,
+    /// Until when it is not asked what people look up, after it did not answer that in time.
+    silent: Until,
+    making: Semaphore,
+    looking_up: Semaphore,
     /// It was heard of: what failed is to be tried again now.
     poked: AtomicBool,
+}
+
+/// Until when something is not tried, in milliseconds on the clock of spans: no clock that is set moves it.
+#[derive(Debug, Default)]
+struct Until(AtomicU64);
+
+impl Until {
+    fn set(&self, until_ms: u64) {
+        self.0.store(until_ms, Relaxed);
+    }
+
+    fn is_before(&self, passed_ms: u64) -> bool {
+        self.0.load(Relaxed) > passed_ms
+    }
 }
 
 impl Deref for Service {
@@ -71,21 +102,18 @@ impl Deref for Service {
 impl Service {
     pub fn new(registration: Registration) -> Service {
         let token_hash = Sha256::digest(registration.as_token.as_bytes()).into();
-        let none = || AtomicU64::new(0);
         Service {
             registration,
             token_hash,
-            old_paths_until_ms: none(),
-            no_claims_until_ms: none(),
-            no_queries_until_ms: none(),
-            away_until_ms: none(),
+            old_paths: Until::default(),
+            no_claims: Until::default(),
+            no_queries: Until::default(),
+            away: Until::default(),
+            silent: Until::default(),
+            making: Semaphore::new(MAKING_OF_ONE_MAX),
+            looking_up: Semaphore::new(LOOK_UPS_MAX),
             poked: AtomicBool::new(false),
         }
-    }
-
-    /// Whether it could not be reached a moment ago.
-    fn is_away(&self, now_ms: u64) -> bool {
-        self.away_until_ms.load(Relaxed) > now_ms
     }
 }
 
@@ -103,6 +131,14 @@ struct Inner {
     /// Names that were not made, as hashes, and until when they are not asked for again.
     unmade: Mutex<VecDeque<(u64, u64)>>,
     hasher: RandomState,
+    /// What services said of their protocols.
+    kept: Mutex<Vec<Kept>>,
+}
+
+impl Inner {
+    fn passed_ms(&self) -> u64 {
+        self.clock.instant().as_millis() as u64
+    }
 }
 
 /// What a service answered.
@@ -171,6 +207,7 @@ impl Services {
             making: Semaphore::new(MAKING_MAX),
             unmade: Mutex::default(),
             hasher: RandomState::new(),
+            kept: Mutex::default(),
         }))
     }
 
@@ -181,6 +218,7 @@ impl Services {
 
     /// Replaces the list. The caller has checked that ids and tokens are unique.
     pub fn set(&self, services: Vec<Service>) {
+        self.forget_others(&services);
         *self.0.list.lock() = services.into_iter().map(Arc::new).collect();
         self.0.changed.send_modify(|count| *count += 1);
     }
@@ -193,7 +231,10 @@ impl Services {
     /// Notes that a service can be reached: what failed is to be tried again now.
     pub fn poke(&self, service: &Service) {
         service.poked.store(true, Relaxed);
-        service.away_until_ms.store(0, Relaxed);
+        for over in [&service.away, &service.silent, &service.no_claims, &service.no_queries] {
+            over.set(0);
+        }
+        self.ask_anew(service);
         self.0.changed.send_modify(|count| *count += 1);
     }
 
@@ -244,8 +285,7 @@ impl Services {
         time: Duration,
         wanted: Answer,
     ) -> Result<Answered, WebFailed> {
-        let now_ms = self.0.clock.now_ms();
-        let is_old = service.old_paths_until_ms.load(Relaxed) > now_ms;
+        let is_old = service.old_paths.is_before(self.0.passed_ms());
         let first = if is_old { old } else { new };
         let answered = self.request(service, method.clone(), first, body.clone(), time, wanted).await?;
         // A user or alias that is not known is a 404 with an errcode of its own.
@@ -255,7 +295,7 @@ impl Services {
         }
         let second = self.request(service, method, old, body, time, wanted).await?;
         if second.is_success() {
-            service.old_paths_until_ms.store(now_ms + UNKNOWN_PATH_MS, Relaxed);
+            service.old_paths.set(self.0.passed_ms() + UNKNOWN_PATH_MS);
             return Ok(second);
         }
         Ok(answered)

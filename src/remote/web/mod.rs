@@ -171,6 +171,11 @@ impl Web {
         self.clock.now_ms()
     }
 
+    /// What pays for requests and their answers.
+    pub(in crate::remote) fn account(&self) -> &Account {
+        &self.dialer.account
+    }
+
     /// The addresses of a host, private ones among them.
     pub(in crate::remote) async fn addresses_of(&self, host: &str) -> Result<Vec<IpAddr>, Miss> {
         self.names.all_addresses(host).await
