@@ -583,7 +583,8 @@ impl Server {
         let plain = addresses::plain_urls(&self.open_plain);
         let secure = self.open.iter().find(|open| open.tls && !open.federation).map(|open| open.address.port());
         // Set once: a server is opened once.
-        let _ = self.reached.set(admin::Addresses { apps, servers: of(true), urls, plain, secure });
+        let services::RunsAs { uid, gids, .. } = services::RunsAs::this();
+        let _ = self.reached.set(admin::Addresses { apps, servers: of(true), urls, plain, secure, uid, gids });
     }
 
     /// Opens the socket for the commands. This process holds the database by now, so a socket that exists already is

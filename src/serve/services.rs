@@ -98,22 +98,44 @@ fn check(others: &[Found], registration: Registration) -> Result<Registration, S
     }
 }
 
-/// Whether the user of the server may read a file that this command, perhaps another user's, could read; the name of who may
-/// not.
-pub fn kept_from(config: &Config, file: &Path) -> Option<String> {
-    let owner = std::fs::metadata(&config.data_dir).ok()?.uid();
-    let path = file.canonicalize().ok()?;
-    let may = path.ancestors().all(|part| {
-        let Ok(found) = std::fs::metadata(part) else { return false };
-        let bits = if found.is_dir() { 0o1 } else { 0o4 };
-        owner == 0
-            || match (found.uid() == owner, groups_of(owner).contains(&found.gid())) {
-                (true, _) => found.mode() & (bits << 6) != 0,
-                (_, true) => found.mode() & (bits << 3) != 0,
-                _ => found.mode() & bits != 0,
-            }
-    });
-    (!may).then(|| super::user_name(owner))
+/// A user, by whose rights files are read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunsAs {
+    pub uid: u32,
+    pub gids: Vec<u32>,
+    /// Nobody said so: these are the groups that this machine's lists give the owner of the data folder.
+    pub is_assumed: bool,
+}
+
+impl RunsAs {
+    /// This process.
+    pub fn this() -> RunsAs {
+        let mut gids = vec![rustix::process::getegid().as_raw()];
+        gids.extend(rustix::process::getgroups().unwrap_or_default().into_iter().map(|gid| gid.as_raw()));
+        gids.dedup();
+        RunsAs { uid: rustix::process::geteuid().as_raw(), gids, is_assumed: false }
+    }
+
+    /// As whom the server would run, as far as that can be known while it does not.
+    pub fn assumed(config: &Config) -> Option<RunsAs> {
+        let uid = std::fs::metadata(&config.data_dir).ok()?.uid();
+        Some(RunsAs { uid, gids: groups_of(uid), is_assumed: true })
+    }
+
+    /// Whether it may read a file that this command, perhaps another user's, could find.
+    pub fn may_read(&self, file: &Path) -> bool {
+        let Ok(path) = file.canonicalize() else { return true };
+        path.ancestors().all(|part| {
+            let Ok(found) = std::fs::metadata(part) else { return false };
+            let bits = if found.is_dir() { 0o1 } else { 0o4 };
+            self.uid == 0
+                || match (found.uid() == self.uid, self.gids.contains(&found.gid())) {
+                    (true, _) => found.mode() & (bits << 6) != 0,
+                    (_, true) => found.mode() & (bits << 3) != 0,
+                    _ => found.mode() & bits != 0,
+                }
+        })
+    }
 }
 
 /// The groups of a user of this machine.
@@ -406,6 +428,28 @@ mod tests {
             "id: {id}\nurl: null\nas_token: {token}\nhs_token: h{token}\nsender_localpart: {id}\nnamespaces:\n  users:\n  - \
              exclusive: true\n    regex: '@{id}_.*'\n"
         )
+    }
+
+    /// A bridge's file was for its own group, which the unit gives the server; `snug check` said that the server may not
+    /// read it, though it had.
+    #[test]
+    fn a_file_is_read_by_the_groups_that_the_server_runs_with() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let at = std::env::temp_dir().join(format!("snug-runs-as-{}", std::process::id()));
+        std::fs::create_dir_all(&at).unwrap();
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let file = at.join("irc.yaml");
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let found = std::fs::metadata(&file).unwrap();
+        let runs_as = |uid: u32, gids: &[u32]| RunsAs { uid, gids: gids.to_vec(), is_assumed: false };
+        let stranger = found.uid() + 54_321;
+        assert!(!runs_as(stranger, &[found.gid() + 1]).may_read(&file));
+        assert!(runs_as(stranger, &[found.gid() + 1, found.gid()]).may_read(&file));
+        assert!(runs_as(found.uid(), &[]).may_read(&file) && RunsAs::this().may_read(&file));
+        std::fs::set_permissions(&at, std::fs::Permissions::from_mode(0o700)).unwrap();
+        assert!(!runs_as(stranger, &[found.gid()]).may_read(&file), "a folder above it");
+        std::fs::remove_dir_all(&at).unwrap();
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::http::Method;
 use crate::matrix::sign;
 use crate::remote::{self, Options, Remote, RemoteOptions};
 use crate::serve;
+use crate::serve::services::RunsAs;
 use crate::store::{Store, Survey, TableFound};
 
 /// From this size on, the report mentions the size of the database.
@@ -192,6 +193,7 @@ fn all(config: &Config, report: &mut Report) {
             None
         }
     };
+    let (in_use, runs_as) = in_use.unzip();
     data(config, running, report);
     if !running && serve::has_database(&config.data_dir).is_ok_and(|has| has) {
         match serve::check_start(config) {
@@ -200,7 +202,7 @@ fn all(config: &Config, report: &mut Report) {
         }
     }
     serve::open_files(config).iter().for_each(|open| report.bad(open));
-    services(config, report);
+    services(config, runs_as.flatten(), report);
     let clock = Clock::real();
     let now_ms = clock.read_ms();
     if !running && !clock.is_plausible() {
@@ -229,18 +231,28 @@ fn all(config: &Config, report: &mut Report) {
     }
 }
 
-/// The files of application services, as the server's user would read them.
-fn services(config: &Config, report: &mut Report) {
+/// The files of application services, as the server's user would read them. `runs_as`: as the running server says of itself.
+fn services(config: &Config, runs_as: Option<RunsAs>, report: &mut Report) {
+    let runs_as = runs_as.or_else(|| RunsAs::assumed(config));
     for serve::services::Found { file, read } in serve::services::read_all(config) {
         let name = file.display();
-        match (read, serve::services::kept_from(config, &file)) {
+        match (read, runs_as.as_ref().filter(|runs_as| !runs_as.may_read(&file))) {
             // The running server said it.
             (Err(wrong), _) if report.lines.contains(&format!("{name}: {wrong}")) => {}
             (Err(wrong), _) => report.bad(format!("Application service {name}: {wrong}.")),
-            (Ok(_), Some(who)) => report.bad(format!(
-                "Application service {name}: {who}, as whom the server runs, may not read it, or may not enter a folder above it. Give \
-                 it to a group that {who} is in, or run: sudo cat {name} | sudo -u {who} snug appservice add -"
-            )),
+            (Ok(_), Some(runs_as)) => {
+                let who = serve::user_name(runs_as.uid);
+                let assumed = match runs_as.is_assumed {
+                    true => {
+                        " (This takes the groups that /etc/group gives it; those that its systemd unit adds are known while it runs.)"
+                    }
+                    false => "",
+                };
+                report.bad(format!(
+                    "Application service {name}: {who}, as whom the server runs, may not read it, or may not enter a folder above it. \
+                     Give it to a group that {who} is in, or run: sudo cat {name} | sudo -u {who} snug appservice add -{assumed}"
+                ));
+            }
             (Ok(read), None) => match &read.url {
                 Some(url) => report.good(format!("The application service {} is registered, at {url}.", read.id)),
                 None => report.good(format!("The application service {} is registered; it is told nothing.", read.id)),
@@ -276,8 +288,8 @@ fn granted(config: &Config, report: &mut Report) {
 }
 
 /// The running server as it reports itself: its control group may be another than this command's, and its config has
-/// perhaps changed since it started. Answers where it listens.
-fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Option<InUse> {
+/// perhaps changed since it started. Answers where it listens, and as whom it runs.
+fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Option<(InUse, Option<RunsAs>)> {
     match local.get("/budget") {
         Ok(said) => {
             let text = |field: &str| said[field].as_str().unwrap_or("?").to_owned();
@@ -303,7 +315,14 @@ fn of_running(config: &Config, local: &mut Local, report: &mut Report) -> Option
              \"{was}\"."
         ));
     }
-    Some(InUse::of(&said))
+    Some((InUse::of(&said), runs_as(&said)))
+}
+
+/// As whom the server runs, in the answer of `/server`; one of an earlier version does not say it.
+fn runs_as(said: &Value) -> Option<RunsAs> {
+    let number = |value: &Value| value.as_u64().and_then(|number| u32::try_from(number).ok());
+    let gids = said["gids"].as_array()?.iter().filter_map(number).collect();
+    Some(RunsAs { uid: number(&said["uid"])?, gids, is_assumed: false })
 }
 
 /// What the running server says is not all right.
