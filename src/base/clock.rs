@@ -9,6 +9,10 @@
 //! [`Clock::is_plausible`] and waits. When the true time comes, what was noted before lies behind it by the jump;
 //! [`Clock::corrected_ms`] says when such a thing really was.
 //!
+//! A clock that was far ahead and is right again is not followed within a run, in which a thousand deadlines stand that were
+//! reckoned from the wrong time; a start reads everything with what was kept of that time in mind
+//! ([`Clock::remember`]). So the server starts again, by itself: [`Clock::mended`], [`Clock::begin_again`].
+//!
 //! What removes things for their age goes by [`Clock::settled_ms`], which does not follow a clock that jumps far ahead before it has
 //! stood there for a while (`settled.rs`).
 
@@ -30,6 +34,10 @@ pub const EARLIEST_MS: u64 = 1_760_000_000_000;
 const CORRECTION_MS: u64 = 60_000;
 /// A clock that is further behind than this has not been set. A day: nobody's mistake of hours stops what needs the time.
 const BEHIND_MS_MAX: u64 = 86_400_000;
+/// The clock is looked at so often, and is mended when it was at so many looks in a row: a clock that comes and goes starts
+/// no server again.
+const LOOK: Duration = Duration::from_secs(60);
+const LOOKS: u32 = 3;
 /// Made by systemd-timesyncd once the network has told the time.
 const SYNCHRONISED: &str = "/run/systemd/timesync/synchronized";
 
@@ -215,6 +223,32 @@ impl Clock {
         !self.is_near(read, latest) && self.is_back(read, settled_ms, latest)
     }
 
+    /// Whether a start would go by the machine's clock, from which this run is far ahead.
+    pub fn is_mended(&self) -> bool {
+        let (read, latest) = (self.read_ms(), self.0.latest_ms.load(Ordering::Relaxed));
+        self.was_ahead() || !self.is_near(read, latest) && self.is_known_right(read)
+    }
+
+    /// Resolves when the machine's clock was far ahead in this run, or in the one before, and has been right again for minutes:
+    /// it agrees with the time that has passed since it was last believed, or is known to be right.
+    pub async fn mended(&self) {
+        let mut looks = 0;
+        while looks < LOOKS {
+            self.sleep(LOOK).await;
+            looks = if self.is_mended() { looks + 1 } else { 0 };
+        }
+    }
+
+    /// Forgets what time it was, but not how much has passed: for a server that starts again in the same process, while
+    /// nothing goes by this clock. It is told then what the last run wrote down.
+    pub fn begin_again(&self) {
+        let Inner { latest_ms, origin_ms, earliest_ms, is_unset, jump, settled, .. } = &*self.0;
+        latest_ms.store(0, Ordering::Relaxed);
+        origin_ms.store(*earliest_ms, Ordering::Relaxed);
+        is_unset.store(false, Ordering::Relaxed);
+        (*jump.lock(), *settled.lock()) = (None, None);
+    }
+
     /// Whether the clock agrees with the settled time, and the latest was far ahead of both.
     fn is_back(&self, read_ms: u64, settled_ms: u64, latest_ms: u64) -> bool {
         latest_ms > settled_ms + JUMP_MS_MAX && self.is_near(read_ms, settled_ms) && read_ms <= settled_ms + JUMP_MS_MAX
@@ -335,6 +369,13 @@ impl Clock {
     pub fn set_forward(&self, by: Duration) {
         if let Source::Simulated { set_by_ms, .. } = &self.0.source {
             set_by_ms.fetch_add(by.as_millis() as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets a simulated clock back to what it was before that.
+    pub fn set_back(&self, by: Duration) {
+        if let Source::Simulated { set_by_ms, .. } = &self.0.source {
+            set_by_ms.fetch_sub(by.as_millis() as u64, Ordering::Relaxed);
         }
     }
 
@@ -497,6 +538,72 @@ mod tests {
         clock.remember_ms(2 * EARLIEST_MS + YEARS_MS);
         assert!(clock.was_ahead() && !clock.is_plausible());
         assert_eq!(clock.settled_ms(), 2 * EARLIEST_MS);
+    }
+
+    /// Only an operator who read the finding and started the server again brought the time back.
+    #[tokio::test]
+    async fn a_clock_that_is_mended_in_the_same_run_is_gone_by_again() {
+        let (start_ms, hour_ms) = (2 * EARLIEST_MS, 3_600_000);
+        let clock = Clock::simulated(start_ms);
+        clock.settled_ms();
+        let mended = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.mended().await }
+        });
+        let minutes = async |count: u64| {
+            for _ in 0..count {
+                clock.pass(LOOK).await;
+                clock.now_ms();
+            }
+            super::super::testing::settled().await;
+        };
+        minutes(30).await;
+        clock.set_forward(Duration::from_millis(YEARS_MS));
+        minutes(25).await;
+        // It comes and goes.
+        clock.set_back(Duration::from_millis(YEARS_MS));
+        minutes(2).await;
+        clock.set_forward(Duration::from_millis(YEARS_MS));
+        minutes(1).await;
+        assert!(!mended.is_finished());
+        clock.set_back(Duration::from_millis(YEARS_MS));
+        minutes(2).await;
+        assert!(!mended.is_finished());
+        assert!(clock.now_ms() >= start_ms + YEARS_MS && !clock.is_plausible());
+        assert_eq!(clock.settled_ms(), start_ms + hour_ms, "nothing is removed for its age meanwhile");
+        minutes(1).await;
+        assert!(mended.is_finished());
+        // The server starts again.
+        let kept = clock.to_keep();
+        clock.begin_again();
+        clock.remember_ms(kept.latest_ms); // The database's file was written then.
+        assert!(!clock.remember(kept));
+        let now_ms = start_ms + hour_ms + 60_000;
+        assert_eq!((clock.now_ms(), clock.settled_ms(), clock.is_plausible()), (now_ms, now_ms, true));
+        assert!(!clock.was_ahead() && clock.doubt().is_none());
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(clock.now_ms(), now_ms + 1000);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_right_all_along_or_was_set_late_is_never_mended() {
+        for late_ms in [0, 2 * EARLIEST_MS + YEARS_MS] {
+            let clock = if late_ms == 0 { Clock::simulated(2 * EARLIEST_MS) } else { Clock::unset() };
+            clock.remember_ms(2 * EARLIEST_MS);
+            let mended = tokio::spawn({
+                let clock = clock.clone();
+                async move { clock.mended().await }
+            });
+            for minute in 0..20 {
+                if minute == 10 {
+                    clock.set_forward(Duration::from_millis(late_ms));
+                }
+                clock.pass(LOOK).await;
+                clock.now_ms();
+            }
+            super::super::testing::settled().await;
+            assert!(!mended.is_finished());
+        }
     }
 
     #[tokio::test]

@@ -136,7 +136,7 @@ fn disk(card: &Card) -> Option<Finding> {
 fn clock_doubted(clock: &Clock) -> Option<Finding> {
     let doubted = clock.doubt()?;
     let sentence = format!(
-        "The clock says {}, {} later than this server expects. If that is wrong, set it, and start the server again. If it is right, \
+        "The clock says {}, {} later than this server expects. If that is wrong, set it: the server follows within minutes. If it is right, \
          since the server was off for so long, nothing is to be done. What is removed for its age, such as old backups, stays for \
          {} yet.",
         date(clock.read_ms()),
@@ -153,7 +153,7 @@ fn clock_was_ahead() -> Finding {
     Finding::warning(
         "clock",
         "The clock was far ahead and is right again, as it seems, while the server goes on from the time that never was, and what is \
-         for other servers waits: start the server again, then it goes by the clock.",
+         for other servers waits. It starts again by itself within minutes, and goes by the clock then.",
     )
 }
 

@@ -20,11 +20,11 @@ mod push;
 mod reload;
 pub mod restore;
 mod restored;
+mod run;
 mod systemd;
 pub mod services;
 
 use std::fmt;
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -33,7 +33,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use ruma::OwnedUserId;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -69,10 +68,9 @@ pub use self::folder::{
 };
 use self::folder::{DATABASE, MEDIA, SCRATCH};
 use database::{open_store, open_when_free, store_options};
-use greet::greet;
 use ports::bind;
 pub use reload::Reloader;
-use systemd::Manager;
+pub use run::run;
 
 /// The time for answers in progress after the signal to stop. Waiting syncs answer at once.
 const GRACE: Duration = Duration::from_secs(3);
@@ -88,77 +86,6 @@ pub struct Failed(String);
 
 fn failed(what: impl fmt::Display, why: impl fmt::Display) -> Failed {
     Failed(format!("{what}: {why}"))
-}
-
-/// Runs the server until SIGINT or SIGTERM; SIGHUP has it read its settings and the files of application services again, or is
-/// the end of its terminal. `command` is how this program was called; advice on the terminal repeats
-/// it.
-pub fn run(config: Config, command: &str) -> Result<(), Failed> {
-    budget::meter::no_huge_pages();
-    budget::meter::one_heap_of_c();
-    let clock = Clock::real();
-    log::to_stderr(&config.log, config.json_log, clock.clone()).map_err(|error| failed("log", error))?;
-    let budget = Budget::from_profile(profile(&config)?);
-    if let Some(warning) = Granted::now().warning(budget.profile()) {
-        tracing::warn!("{warning}");
-    }
-    open_files(&config).iter().for_each(|open| tracing::warn!("{open}"));
-    let runtime = runtime(&budget)?;
-    if folder::finish_restore(&config.data_dir)? {
-        return Err(Failed("a restore that was interrupted is finished now: start the server again".to_owned()));
-    }
-    let done = runtime.block_on(async {
-        let first = folder::first_file(&config)?;
-        // What it says is in force, and no news when the file is read again.
-        let config = if first.is_some() {
-            Config::load(&config.overrides).map_err(|error| Failed(error.to_string()))?
-        } else {
-            config
-        };
-        let mut server = Server::build(&config, clock, Random::os(), budget).await?;
-        // Before the ports are open: a signal sent as soon as they are open must not be missed.
-        let (mut interrupt, mut terminate) = (on(SignalKind::interrupt())?, on(SignalKind::terminate())?);
-        let mut hangup = on(SignalKind::hangup())?;
-        // A terminal that is closed says the same, and means that all is over.
-        let is_at_terminal = std::io::stdin().is_terminal();
-        server.open().await?;
-        let manager = Manager::of_environment();
-        let what = format!("open as {}", config.server_name);
-        manager.ready(&what);
-        let (clock, store, door) = (server.clock.clone(), server.store.clone(), server.door.clone());
-        let watch = tokio::spawn(manager.clone().keep_watch(clock, store, door));
-        greet(&server, first.as_deref(), command).await;
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
-                _ = hangup.recv() => {
-                    if is_at_terminal {
-                        break;
-                    }
-                    manager.reloading();
-                    // An error is in the log.
-                    let _ = admin::Reload::reload(&*server.reloader).await;
-                    server.registrations.load_and_say().await;
-                    manager.ready(&what);
-                }
-            }
-        }
-        tracing::info!("stopping");
-        manager.stopping();
-        watch.abort();
-        let _ = watch.await;
-        server.stop().await;
-        tracing::info!("stopped");
-        Ok(())
-    });
-    // Everything is on disk by now. A thread that still computes something unneeded is not waited for.
-    runtime.shutdown_timeout(GRACE);
-    done
-}
-
-fn on(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failed> {
-    signal(kind).map_err(|error| failed("signals", error))
 }
 
 /// The async runtime, with the threads and stacks of the profile.
