@@ -85,8 +85,10 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
         false => (std::fs::File::open(file).and_then(read_some).map_err(wrong)?, file.display().to_string()),
     };
     let registration = Registration::read(&text, &config.server_name).map_err(|wrong| format!("{name}: {wrong}"))?;
+    let mut bytes = registration.patterns_bytes;
     for other in files::read_all(config) {
         let Ok(read) = &other.read else { continue };
+        bytes += if read.id == registration.id { 0 } else { read.patterns_bytes };
         let here = files::folder(&config.data_dir).join(files::file_name(&registration.id));
         if read.id == registration.id && other.file != here {
             return Err(format!("{} is registered already, by {}", read.id, other.file.display()));
@@ -99,6 +101,7 @@ fn add(config: &Config, file: &Path) -> Result<(), String> {
             return Err(format!("{name}: as_token: {} has the same one", other.file.display()));
         }
     }
+    files::check_patterns(bytes).map_err(|wrong| format!("{name}: {wrong}"))?;
     let folder = files::folder(&config.data_dir);
     let to = folder.join(files::file_name(&registration.id));
     let failed = |error: std::io::Error| format!("{}: {error}", to.display());

@@ -14,9 +14,10 @@ use ruma::{ServerName, UserId};
 
 use crate::admin::{Registered, Registrations};
 use crate::base::{Clock, Worker, blocking, sort_few};
+use crate::budget::human;
 use crate::config::Config;
 use crate::deliver::services::Told;
-use crate::remote::service::{BYTES_MAX, Registration, SERVICES_MAX, Service};
+use crate::remote::service::{BYTES_MAX, PATTERNS_BYTES_MAX, Registration, SERVICES_MAX, Service};
 use crate::room::{EventNum, RoomNum, Rooms};
 use crate::store::{self, Read, UserNum};
 use crate::user::{self, Standing, Users};
@@ -82,9 +83,10 @@ pub fn read_all(config: &Config) -> Vec<Found> {
 }
 
 fn check(others: &[Found], registration: Registration) -> Result<Registration, String> {
-    let mut count = 0;
+    let (mut count, mut bytes) = (0, registration.patterns_bytes);
     for (other, file) in others.iter().filter_map(|other| Some((other.read.as_ref().ok()?, &other.file))) {
         count += 1;
+        bytes += other.patterns_bytes;
         if other.id == registration.id {
             return Err(format!("id: {} has the same id \"{}\"", file.display(), registration.id));
         }
@@ -92,9 +94,24 @@ fn check(others: &[Found], registration: Registration) -> Result<Registration, S
             return Err(format!("as_token: {} has the same one", file.display()));
         }
     }
+    check_patterns(bytes)?;
     match count < SERVICES_MAX {
         true => Ok(registration),
         false => Err(format!("there are {SERVICES_MAX} application services already")),
+    }
+}
+
+/// Refuses a registration whose patterns, with those of the others, take so many bytes.
+pub fn check_patterns(bytes: usize) -> Result<(), String> {
+    let human = |bytes: usize| human(bytes as u64);
+    match bytes <= PATTERNS_BYTES_MAX {
+        true => Ok(()),
+        false => Err(format!(
+            "namespaces: its patterns, with those of the other application services, take {} of memory, and {} are for them: \
+             long repetitions and classes such as (a{{1,10}}b?){{1,60}} take the most",
+            human(bytes),
+            human(PATTERNS_BYTES_MAX)
+        )),
     }
 }
 
@@ -218,15 +235,19 @@ struct Last {
 /// The registrations that count, of the files and of what is kept of some from before. One that is kept may be in another file
 /// by now: what was read at present, of the files in `fresh`, comes first, and the kept one goes.
 fn in_force(now: &mut [Last], fresh: &[PathBuf]) -> Vec<Registration> {
-    let mut counted: Vec<Registration> = Vec::new();
+    let (mut counted, mut bytes): (Vec<Registration>, usize) = (Vec::new(), 0);
     for is_fresh in [true, false] {
         for last in now.iter_mut().filter(|last| fresh.contains(&last.file) == is_fresh) {
             let Some(registration) = last.registration.clone() else { continue };
             let is_there =
                 |other: &Registration| other.id == registration.id || other.as_token == registration.as_token;
-            match counted.iter().any(is_there) || counted.len() >= SERVICES_MAX {
+            let is_too_large = bytes + registration.patterns_bytes > PATTERNS_BYTES_MAX;
+            match counted.iter().any(is_there) || counted.len() >= SERVICES_MAX || is_too_large {
                 true => last.registration = None,
-                false => counted.push(registration),
+                false => {
+                    bytes += registration.patterns_bytes;
+                    counted.push(registration);
+                }
             }
         }
     }

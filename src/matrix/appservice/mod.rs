@@ -7,7 +7,9 @@
 
 mod yaml;
 
-use regex::bytes::{Regex, RegexBuilder};
+use regex_automata::meta::Regex;
+use regex_automata::util::syntax;
+use regex_automata::{Anchored, Input};
 use ruma::{OwnedUserId, ServerName, UserId};
 use yaml::Node;
 
@@ -18,7 +20,10 @@ const PATTERNS_MAX: usize = 32;
 /// A compiled pattern. Classes of bytes keep it far below; 64 KiB are a repetition of some thousand.
 const PATTERN_BYTES_MAX: usize = 64 * 1024;
 /// What a pattern may keep of what it found while it searched; beyond that it searches more slowly.
-const PATTERN_CACHE_BYTES: usize = 16 * 1024;
+const PATTERN_CACHE_BYTES: usize = 8 * 1024;
+/// What the patterns of one registration may take in memory, and of all of them together: a plain one takes some 12 KiB, so that
+/// 32 services of four patterns fit. Twenty characters can make one that takes 210 KiB.
+pub const PATTERNS_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// The names of protocols in one registration.
 const PROTOCOLS_MAX: usize = 32;
 /// A token, an id, a URL.
@@ -48,6 +53,8 @@ pub struct Registration {
     pub keys: bool,
     /// The token is in the query too, for a service that looks nowhere else.
     pub query_token: bool,
+    /// What its patterns take in memory, at most [`PATTERNS_BYTES_MAX`].
+    pub patterns_bytes: usize,
 }
 
 /// Names of one kind that concern a service.
@@ -60,14 +67,20 @@ struct Pattern {
     regex: Regex,
 }
 
+impl Pattern {
+    fn fits(&self, name: &str) -> bool {
+        self.regex.is_match(Input::new(name.as_bytes()).anchored(Anchored::Yes))
+    }
+}
+
 impl Namespace {
     pub fn has(&self, name: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.regex.is_match(name.as_bytes()))
+        self.0.iter().any(|pattern| pattern.fits(name))
     }
 
     /// Whether nobody else may have the name.
     pub fn has_alone(&self, name: &str) -> bool {
-        self.0.iter().any(|pattern| pattern.exclusive && pattern.regex.is_match(name.as_bytes()))
+        self.0.iter().any(|pattern| pattern.exclusive && pattern.fits(name))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -103,11 +116,15 @@ impl Registration {
             Some(other) => return Err(format!("namespaces: must be a map, not {}", other.kind())),
         };
         let snug = file.get("snug").unwrap_or(&nothing);
+        let mut patterns_bytes = 0;
+        let mut of_kind = |kind| namespace(namespaces, kind, &mut patterns_bytes);
+        let (users, aliases, rooms) = (of_kind("users")?, of_kind("aliases")?, of_kind("rooms")?);
         Ok(Registration {
             url: url_of(&file)?,
-            users: namespace(namespaces, "users")?,
-            aliases: namespace(namespaces, "aliases")?,
-            rooms: namespace(namespaces, "rooms")?,
+            users,
+            aliases,
+            rooms,
+            patterns_bytes,
             // Nothing is said in most files, and means that its users wait as others do; the sender itself never.
             rate_limited: flag_or(&file, "rate_limited", true)?,
             protocols: protocols(&file)?,
@@ -213,7 +230,8 @@ fn protocols(file: &Node) -> Result<Vec<String>, String> {
     }
 }
 
-fn namespace(namespaces: &Node, kind: &str) -> Result<Namespace, String> {
+/// Adds to `bytes` what the patterns take.
+fn namespace(namespaces: &Node, kind: &str, bytes: &mut usize) -> Result<Namespace, String> {
     let items = match namespaces.get(kind) {
         None => return Ok(Namespace::default()),
         Some(none) if none.is_null() => return Ok(Namespace::default()),
@@ -232,31 +250,47 @@ fn namespace(namespaces: &Node, kind: &str) -> Result<Namespace, String> {
         }
         let exclusive = flag(item, "exclusive").map_err(of)?;
         let regex = compile(&text_of(item, "regex").map_err(of)?).map_err(|wrong| of(format!("regex: {wrong}")))?;
+        *bytes += bytes_of(&regex);
+        if *bytes > PATTERNS_BYTES_MAX {
+            let most = PATTERNS_BYTES_MAX >> 20;
+            return Err(of(format!(
+                "regex: it and the patterns before it take more than the {most} MiB of memory for them"
+            )));
+        }
         patterns.push(Pattern { exclusive, regex });
     }
     Ok(Namespace(patterns))
 }
 
-/// Compiles a pattern over bytes, which is small; one that names characters beyond ASCII in a class, over characters.
+/// Compiles a pattern over bytes, which is small; one that names characters beyond ASCII in a class, over characters. Without
+/// the engines that take the most memory for what they save here.
 fn compile(pattern: &str) -> Result<Regex, String> {
     let built = |unicode: bool| {
-        RegexBuilder::new(&format!("^(?:{pattern})"))
-            .unicode(unicode)
-            .dot_matches_new_line(true)
-            .size_limit(PATTERN_BYTES_MAX)
-            .dfa_size_limit(PATTERN_CACHE_BYTES)
-            .nest_limit(32)
-            .build()
+        let of_text = syntax::Config::new().unicode(unicode).utf8(false).dot_matches_new_line(true).nest_limit(32);
+        let engines = Regex::config()
+            .nfa_size_limit(Some(PATTERN_BYTES_MAX))
+            .hybrid_cache_capacity(PATTERN_CACHE_BYTES)
+            .utf8_empty(false)
+            .onepass(false)
+            .backtrack(false);
+        Regex::builder().syntax(of_text).configure(engines).build(pattern)
     };
-    built(false).or_else(|_| built(true)).map_err(|wrong| match wrong {
-        regex::Error::CompiledTooBig(_) => format!("\"{pattern}\" is too large"),
-        wrong => {
-            let reason = wrong.to_string();
+    built(false).or_else(|_| built(true)).map_err(|wrong| match wrong.size_limit() {
+        Some(_) => format!("\"{pattern}\" is too large"),
+        None => {
+            let reason = wrong.syntax_error().map_or_else(|| wrong.to_string(), ToString::to_string);
             // The text draws the pattern with a mark below; its last line says what is wrong.
             let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
             format!("\"{pattern}\" is no pattern that is read here: {reason}")
         }
     })
+}
+
+/// What a pattern takes in memory: itself, what a search in the longest name made it keep, and what others may add to that.
+fn bytes_of(regex: &Regex) -> usize {
+    let mut kept = regex.create_cache();
+    regex.search_half_with(&mut kept, &Input::new(&[b'a'; 255]).anchored(Anchored::Yes));
+    regex.memory_usage() + kept.memory_usage() + PATTERN_CACHE_BYTES
 }
 
 #[cfg(test)]
@@ -338,5 +372,28 @@ namespaces:
     fn a_hard_pattern_costs_time_by_length_alone() {
         let hard = read(&FILE.replace("@_irc_bridge_.*", "@(a*)*b")).unwrap();
         assert!(!hard.users.has(&format!("@{}", "a".repeat(100_000))));
+    }
+
+    /// Thirty files of 96 short patterns took 250 MB.
+    #[test]
+    fn patterns_take_a_bounded_memory() {
+        let of = |patterns: &[String]| {
+            let items = patterns.iter().map(|regex| format!("  - {{exclusive: true, regex: '{regex}'}}\n"));
+            read(&format!(
+                "{}{}",
+                FILE.split("namespaces:").next().unwrap(),
+                format_args!("namespaces:\n  users:\n{}", items.collect::<String>())
+            ))
+        };
+        let plain: Vec<_> = (0..4).map(|n| format!("@irc{n}_.*:here\\.test")).collect();
+        let taken = of(&plain).unwrap().patterns_bytes;
+        assert!(32 * taken < PATTERNS_BYTES_MAX, "{taken} bytes");
+        let large: Vec<_> = (0..32).map(|n| format!("@(a{{1,10}}b?){{1,68}}z{n}")).collect();
+        let wrong = of(&large).unwrap_err();
+        assert!(wrong.contains("regex: it and the patterns before it take more than the 2 MiB"), "{wrong}");
+        // A table of each state and byte is not made.
+        let one = of(&[format!("@({}){{9}}", ('!'..='z').filter(|c| c.is_ascii_alphanumeric()).collect::<String>())])
+            .unwrap();
+        assert!(one.patterns_bytes < 512 * 1024, "{} bytes", one.patterns_bytes);
     }
 }

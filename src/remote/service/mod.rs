@@ -4,7 +4,8 @@
 //! token in the `Authorization` header, a time, and a bound on the answer; its URL is an operator's, so it may be at a
 //! private address. `ask.rs` has the questions beside transactions, `networks.rs` those about the networks behind them.
 //!
-//! Bounded: [`SERVICES_MAX`] registrations of at most 64 KiB each, which an operator wrote; what is kept of their protocols.
+//! Bounded: [`SERVICES_MAX`] registrations of at most 64 KiB each, which an operator wrote, with patterns of
+//! [`PATTERNS_BYTES_MAX`] in memory; what is kept of their protocols.
 
 mod ask;
 mod networks;
@@ -30,7 +31,7 @@ pub use self::networks::{ThirdParty, instance_id};
 use super::web::{Plain, Web, WebAnswer, WebFailed, WebLimits, WebRequest};
 use crate::base::{Clock, bounded};
 use crate::budget::Grant;
-pub use crate::matrix::appservice::{BYTES_MAX, Registration};
+pub use crate::matrix::appservice::{BYTES_MAX, PATTERNS_BYTES_MAX, Registration};
 
 /// Registrations at most. A home has two or three.
 pub const SERVICES_MAX: usize = 32;
