@@ -231,6 +231,8 @@ impl Taking<'_> {
     fn take(&mut self, entry: &Entry, input: &mut dyn Read, is_packed: bool) -> Result<(), Error> {
         if entry.kind == Kind::Media {
             self.progress.stage = Stage::Media;
+            // No further than it was long: what is there now may have no end.
+            let input = &mut input.take(entry.bytes.saturating_add(1));
             let mut hashed = Hashed { input, hash: Sha256::new(), bytes: 0 };
             self.sink.media(&hex(&entry.hash), &mut hashed)?;
             io::copy(&mut hashed, &mut io::sink())?;

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use super::list::{Entry, Head, Kind, LINE_BYTES_MAX, Lines, end_line, hex};
 use super::seal::{Identity, Input, Key, Output, Recipient, To, mode};
 use super::{Error, Stored, at};
-use crate::base::{Random, sort_few, timestamp};
+use crate::base::{Random, open_file, sort_few, timestamp};
 
 const INCOMING: &str = "incoming";
 /// Letters and digits of a name in there.
@@ -292,7 +292,7 @@ impl Filter {
 fn each_name(root: &Path, backup: &Found, mut visit: impl FnMut(&str)) -> Result<(), Error> {
     let name = if backup.is_sealed { NAMES } else { LIST };
     let path = root.join(format!("{}{name}", backup.stamp));
-    let file = File::open(&path).map_err(at(&path))?;
+    let file = open_file(&path).map_err(at(&path))?;
     if backup.is_sealed {
         // Whoever keeps a sealed backup may have changed them: no line is longer than ours. Names that are missing would be swept
         // away with what no list has, so none is believed without the end.
@@ -372,7 +372,7 @@ pub fn set_aside(root: &Path, head: &Head, entry: &Entry) {
 }
 
 fn open(path: &Path, is_sealed: bool, key: Option<&Key>) -> Result<Input, Error> {
-    let file = File::open(path).map_err(at(path))?;
+    let file = open_file(path).map_err(at(path))?;
     match (is_sealed, key) {
         (false, _) => Ok(Input::plain(file)),
         (true, Some(key)) => Input::sealed(file, key).map_err(at(path)),
@@ -385,7 +385,7 @@ pub fn identity(root: &Path, passphrase: &str, make: Option<&Random>) -> Result<
     let path = root.join(IDENTITY);
     let key = Key::Passphrase(passphrase.to_owned());
     let mut text = String::new();
-    match (File::open(&path), make) {
+    match (open_file(&path), make) {
         (Ok(file), _) => {
             let mut input = Input::sealed(file, &key).map_err(at(&path))?.take(1024);
             input.read_to_string(&mut text).map_err(at(&path))?;

@@ -279,7 +279,7 @@ impl Backups {
 
     async fn make_as(&self, turn: Turn, order: Order, is_scheduled: bool) -> Result<String, Error> {
         let target = order.target.clone();
-        let done = self.run(order).await;
+        let done = self.run(order).await.map_err(|failed| of_target(failed, &target));
         let at_ms = self.0.parts.clock.settled_ms();
         let said = done.as_ref().map(|(said, _)| said.clone()).map_err(ToString::to_string);
         self.0.now.lock().ended = Some(said.clone());
@@ -657,6 +657,11 @@ pub enum Error {
          with `snug purge`"
     )]
     Low,
+    #[error(
+        "the disk of {} is full: make room there, or keep backups for fewer days; what a folder has of it is gone on with",
+        .0.display()
+    )]
+    Full(PathBuf),
     #[error("{}: {}", .0.display(), .1)]
     File(PathBuf, io::Error),
     #[error("it cannot be read or written: {0}")]
@@ -665,6 +670,17 @@ pub enum Error {
     Refused(#[from] Refused),
     #[error(transparent)]
     Store(#[from] store::Error),
+}
+
+/// Says which disk is full: there are two.
+fn of_target(failed: Error, target: &Path) -> Error {
+    match failed {
+        Error::Io(why) if why.kind() == io::ErrorKind::StorageFull => Error::Full(target.to_owned()),
+        Error::File(path, why) if why.kind() == io::ErrorKind::StorageFull && path.starts_with(target) => {
+            Error::Full(target.to_owned())
+        }
+        other => other,
+    }
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + use<> {

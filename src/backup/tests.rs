@@ -275,6 +275,20 @@ async fn damage_is_found_and_mended() {
         assert!(!path.exists());
         fs::write(&path, text).unwrap();
     }
+    // Nobody waits for what is no file, nor reads what has no end: the folder may be on somebody else's machine.
+    for path in files_below(&house.target("to")).into_iter().filter(is_thing) {
+        let aside = path.with_extension("aside");
+        fs::rename(&path, &aside).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        let no_file = |failed: Error| failed.to_string().contains("it is no file");
+        assert!(read(&source(&house.target("to"))).is_err_and(no_file));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+        assert!(read(&source(&house.target("to"))).is_err_and(no_file));
+        fs::remove_file(&path).unwrap();
+        fs::rename(&aside, &path).unwrap();
+    }
     // A piece that is longer than this board has memory for is none that is damaged.
     let (small, mut told) = (Source { piece_bytes_max: 10, ..source(&house.target("to")) }, Vec::new());
     small.survey(&mut |_| (), &mut |_, _, failed| told.push(failed)).unwrap();
@@ -285,6 +299,18 @@ async fn damage_is_found_and_mended() {
     house.clock.advance(Duration::from_secs(60));
     house.make(house.order("to")).await.unwrap();
     assert_eq!(read(&source(&house.target("to"))).unwrap().media, whole.media);
+}
+
+#[test]
+fn which_disk_is_full_is_said() {
+    let full = || io::Error::from(io::ErrorKind::StorageFull);
+    let target = Path::new("/mnt/disk/snug");
+    for failed in [Error::Io(full()), Error::File(target.join("media/ab"), full())] {
+        let said = of_target(failed, target).to_string();
+        assert!(said.starts_with("the disk of /mnt/disk/snug is full: make room there"), "{said}");
+    }
+    let scratch = Error::File("/var/lib/snug/scratch".into(), full());
+    assert!(of_target(scratch, target).to_string().starts_with("/var/lib/snug/scratch"));
 }
 
 #[tokio::test]

@@ -51,5 +51,5 @@ pub use random::Random;
 pub use ranked::{Place, Ranked, ranked, rows_ranked};
 pub use recent::Recent;
 pub use shares::{Owner, Shares};
-pub use small_file::read_small;
+pub use small_file::{open_file, read_small};
 pub use worker::{Doing, Status, Worker, Workers, bounded, brief};

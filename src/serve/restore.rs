@@ -59,7 +59,10 @@ pub fn restore(config: &Config, source: &Source, tell: &mut dyn FnMut(&Progress)
         DirBuilder::new().recursive(true).mode(0o700).create(made).map_err(|error| wrong(made, error))?;
     }
     let options = store_options(&begin.join(DATABASE), &budget);
-    let copy = CopyIn::begin(options).map_err(|error| failed(begin.join(DATABASE).display(), error))?;
+    let copy = CopyIn::begin(options).map_err(|error| {
+        let _ = fs::remove_dir_all(&begin);
+        failed(begin.join(DATABASE).display(), format_args!("{error}. Nothing was restored"))
+    })?;
     let mut into = Into { folder: begin.clone(), copy, looked_at: 0 };
     let read = source.read(&mut into, tell);
     let (head, progress) = match read {
