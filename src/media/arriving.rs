@@ -236,7 +236,7 @@ impl Media {
                 (_, Some(End::TooLarge)) => {
                     let begun = reader.0.passing.lock().take();
                     match begun {
-                        Some(incoming) => return Ok(Found::Passing(self.pass(incoming).await?)),
+                        Some(incoming) => return Ok(Found::Passing(self.pass(&key.server, incoming).await?)),
                         None => break,
                     }
                 }
@@ -246,7 +246,7 @@ impl Media {
                     let first = reader.0.first.lock().take();
                     let held = match first {
                         Some(held) => held,
-                        None => self.take_elsewhere(TRANSFER_BYTES).await?,
+                        None => self.take_elsewhere(&key.server, TRANSFER_BYTES).await?,
                     };
                     let Some(file) = reader.0.file.get().cloned() else { continue };
                     let etag = self.etag(server, &name, "");
@@ -446,7 +446,7 @@ impl Transfer {
             // Nobody waited so long.
             return Ok(End::GivenUp);
         }
-        let mut held = media.take_elsewhere(ARRIVING_BYTES + TRANSFER_BYTES).await?;
+        let mut held = media.take_elsewhere(server, ARRIVING_BYTES + TRANSFER_BYTES).await?;
         *self.arriving.first.lock() = held.split(TRANSFER_BYTES);
         let _held = held;
         let (mut staged, mut again) = (None, 0);

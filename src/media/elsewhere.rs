@@ -2,7 +2,8 @@
 //!
 //! Another server may send as slowly as is allowed, for hours, and a few such transfers are all that the account of the
 //! smallest board has room for. Files that are here and uploads must not wait for it. Nor must they wait for another server that reads a
-//! file of this one as slowly, or for whoever needs no access token; and no server for another that is asked and says nothing.
+//! file of this one as slowly, or for whoever needs no access token; and no server for another that is asked and says nothing, or as
+//! little as is allowed.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +32,10 @@ const OUTSIDE_PART: u64 = 2;
 /// memory. One that takes requests and says nothing would have it all.
 const ONE_BYTES: u64 = 60 << 10;
 const OF_SERVER_MAX: u64 = 8;
+/// Of the memory for all, what the files of one server leave for those of others: a transfer. But it has one itself, with two more
+/// readers: all of a household that talks to one other server asks that one.
+const OF_OTHERS_BYTES: u64 = ONE_BYTES;
+const OF_SERVER_BYTES_MIN: u64 = ONE_BYTES + 2 * super::TRANSFER_BYTES;
 
 /// Bounds the transfers from other servers, with those who read them, and readers from outside.
 pub(super) struct Elsewhere {
@@ -41,15 +46,35 @@ pub(super) struct Elsewhere {
     /// Of those that go on aside.
     aside: Semaphore,
     /// By the server that is asked; present while somebody asks it.
-    asking: Arc<Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>>,
+    asking: ByServer,
     of_server_max: usize,
+    /// The same of what its files take of `shares`, in KiB.
+    taking: ByServer,
+    of_server_kib: usize,
 }
 
-/// A turn at a server until its answer begins.
+type ByServer = Arc<Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>>;
+
+/// A turn at a server until its answer begins, or a part of what its files may take.
 pub(super) struct Asking {
     turn: Option<OwnedSemaphorePermit>,
     server: OwnedServerName,
-    all: Arc<Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>>,
+    all: ByServer,
+}
+
+impl Asking {
+    /// Waits for as many of what one server may have. Its entry is made before the wait, and taken away again when nothing comes of it.
+    async fn wait(all: &ByServer, server: &OwnedServerName, max: usize, count: u32) -> Result<Asking, AcquireError> {
+        let turns = all.lock().entry(server.clone()).or_insert_with(|| Arc::new(Semaphore::new(max))).clone();
+        let mut asking = Asking { turn: None, server: server.clone(), all: all.clone() };
+        asking.turn = Some(turns.acquire_many_owned(count).await?);
+        Ok(asking)
+    }
+
+    fn split(&mut self, count: usize) -> Option<Asking> {
+        let turn = self.turn.as_mut()?.split(count)?;
+        Some(Asking { turn: Some(turn), server: self.server.clone(), all: self.all.clone() })
+    }
 }
 
 impl Drop for Asking {
@@ -73,6 +98,8 @@ pub(super) struct Held {
 pub struct Share {
     any: OwnedSemaphorePermit,
     _outside: Option<OwnedSemaphorePermit>,
+    /// Of what one server's files may have.
+    of_server: Option<Asking>,
 }
 
 impl Elsewhere {
@@ -86,6 +113,8 @@ impl Elsewhere {
             aside: Semaphore::new(aside as usize),
             asking: Arc::default(),
             of_server_max: (bytes / 2 / ONE_BYTES).clamp(1, OF_SERVER_MAX) as usize,
+            taking: Arc::default(),
+            of_server_kib: (bytes.saturating_sub(OF_OTHERS_BYTES).max(OF_SERVER_BYTES_MIN) >> 10) as usize,
         }
     }
 
@@ -115,43 +144,42 @@ impl Media {
     pub(super) async fn turn_to_ask(&self, server: &OwnedServerName) -> Result<Asking, Error> {
         let (account, elsewhere) = (self.0.parts.budget.account("media"), &self.0.elsewhere);
         let wait_ms = account.row().wait_ms;
-        let turns = {
-            let mut all = elsewhere.asking.lock();
-            all.entry(server.clone()).or_insert_with(|| Arc::new(Semaphore::new(elsewhere.of_server_max))).clone()
-        };
-        // Made before the wait: it takes the entry away again when nothing comes of it.
-        let mut asking = Asking { turn: None, server: server.clone(), all: elsewhere.asking.clone() };
-        let turn = self.0.parts.clock.timeout(Duration::from_millis(wait_ms), turns.acquire_owned()).await;
-        let Some(Ok(turn)) = turn else {
-            let (account, limit) = (account.name().to_owned(), account.limit());
-            return Err(Refused { account, asked: ONE_BYTES, limit, retry_after_ms: wait_ms, too_large: false }.into());
-        };
-        asking.turn = Some(turn);
-        Ok(asking)
+        let turn = Asking::wait(&elsewhere.asking, server, elsewhere.of_server_max, 1);
+        match self.0.parts.clock.timeout(Duration::from_millis(wait_ms), turn).await {
+            Some(Ok(asking)) => Ok(asking),
+            _ => {
+                let (account, limit) = (account.name().to_owned(), account.limit());
+                Err(Refused { account, asked: ONE_BYTES, limit, retry_after_ms: wait_ms, too_large: false }.into())
+            }
+        }
     }
 
     /// Memory for a transfer from another server, or for one who reads it as it comes. Waits as long as the account lets
     /// wait.
-    pub(super) async fn take_elsewhere(&self, bytes: u64) -> Result<Held, Error> {
-        self.take_share(bytes, false).await
+    pub(super) async fn take_elsewhere(&self, server: &OwnedServerName, bytes: u64) -> Result<Held, Error> {
+        self.take_share(bytes, Some(server)).await
     }
 
     /// Memory for somebody who is not known here, and reads a file of this disk: other servers, and whoever needs no access token.
     /// However slowly they read, files are read by people here meanwhile.
     pub(super) async fn take_outside(&self, bytes: u64) -> Result<Held, Error> {
-        self.take_share(bytes, true).await
+        self.take_share(bytes, None).await
     }
 
-    async fn take_share(&self, bytes: u64, is_outside: bool) -> Result<Held, Error> {
+    /// For a file of another server, or for a reader from outside.
+    async fn take_share(&self, bytes: u64, server: Option<&OwnedServerName>) -> Result<Held, Error> {
         let (account, elsewhere) = (self.0.parts.budget.account("media"), &self.0.elsewhere);
         let wait_ms = account.row().wait_ms;
         let share = async {
-            let _outside = match is_outside {
-                true => Some(elsewhere.outside.clone().acquire_many_owned(kib(bytes)).await?),
-                false => None,
+            let (of_server, _outside) = match server {
+                Some(server) => {
+                    let of_server = Asking::wait(&elsewhere.taking, server, elsewhere.of_server_kib, kib(bytes));
+                    (Some(of_server.await?), None)
+                }
+                None => (None, Some(elsewhere.outside.clone().acquire_many_owned(kib(bytes)).await?)),
             };
             let any = elsewhere.shares.clone().acquire_many_owned(kib(bytes)).await?;
-            Ok::<_, AcquireError>(Share { any, _outside })
+            Ok::<_, AcquireError>(Share { any, _outside, of_server })
         };
         let share = self.0.parts.clock.timeout(Duration::from_millis(wait_ms), share).await;
         let Some(Ok(share)) = share else {
@@ -165,7 +193,9 @@ impl Media {
 impl Held {
     /// Takes a part out, for another holder.
     pub(super) fn split(&mut self, bytes: u64) -> Option<Held> {
-        let share = Share { any: self.share.any.split(kib(bytes) as usize)?, _outside: None };
+        let kib = kib(bytes) as usize;
+        let of_server = self.share.of_server.as_mut().and_then(|of_server| of_server.split(kib));
+        let share = Share { any: self.share.any.split(kib)?, _outside: None, of_server };
         Some(Held { grant: self.grant.split(bytes), share })
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use memchr::memmem;
-use ruma::ServerName;
 use ruma::http_headers::ContentDisposition;
+use ruma::{OwnedServerName, ServerName};
 
 use super::elsewhere::{Held, Share};
 use super::picture::Shape;
@@ -120,14 +120,15 @@ impl Media {
         media_id: &str,
         shape: Option<Shape>,
     ) -> Result<Fetched, Error> {
-        let _asking = self.turn_to_ask(&server.to_owned()).await?;
-        let held = self.take_elsewhere(PASSING_BYTES).await?;
+        let of = server.to_owned();
+        let _asking = self.turn_to_ask(&of).await?;
+        let held = self.take_elsewhere(&of, PASSING_BYTES).await?;
         Ok(Fetched::new(self.incoming(server, media_id, shape).await?, held))
     }
 
     /// Passes a transfer through that has begun.
-    pub(super) async fn pass(&self, incoming: Incoming) -> Result<Fetched, Error> {
-        Ok(Fetched::new(incoming, self.take_elsewhere(PASSING_BYTES).await?))
+    pub(super) async fn pass(&self, server: &OwnedServerName, incoming: Incoming) -> Result<Fetched, Error> {
+        Ok(Fetched::new(incoming, self.take_elsewhere(server, PASSING_BYTES).await?))
     }
 
     /// Begins the transfer of a file, or of a smaller image of it, from the server that has it.

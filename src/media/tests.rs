@@ -187,18 +187,49 @@ async fn readers_from_outside_leave_memory_for_people_here() {
     let _ = std::fs::remove_dir_all(&media.0.parts.folder);
 }
 
+/// One server whose files came as slowly as is allowed had all the memory for files of other servers.
+#[tokio::test]
+async fn the_files_of_one_server_leave_memory_for_those_of_another() {
+    let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+    let media = media(&clock, &budget);
+    let server = |name: &str| OwnedServerName::try_from(name).unwrap();
+    let (slow, other, one) = (server("slow.test"), server("other.test"), 60 << 10);
+    let mut held = Vec::new();
+    let waits = loop {
+        let (waiting, of) = (media.clone(), slow.clone());
+        let waits = tokio::spawn(async move { waiting.take_elsewhere(&of, TRANSFER_BYTES).await });
+        settled().await;
+        match waits.is_finished() {
+            true => held.push(waits.await.unwrap().ok().unwrap()),
+            false => break waits,
+        }
+    };
+    assert!(media.0.elsewhere.left() >= one);
+    drop(media.take_elsewhere(&other, one).await.ok().unwrap());
+    // What is split off counts as well, until it is given back.
+    let part = held[0].split(TRANSFER_BYTES - (1 << 10)).unwrap();
+    held.remove(0);
+    settled().await;
+    assert!(!waits.is_finished());
+    drop(part);
+    assert!(waits.await.unwrap().is_ok());
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+}
+
 /// One server whose files came as slowly as is allowed had all the memory for files, for hours.
 #[tokio::test]
 async fn transfers_from_elsewhere_leave_memory_for_the_files_that_are_here() {
     let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
     let (account, media) = (budget.account("media"), media(&clock, &budget));
-    let mut held = Vec::new();
+    let (mut held, mut servers) = (Vec::new(), 0..);
+    let mut server = || OwnedServerName::try_from(format!("s{}.test", servers.next().unwrap())).unwrap();
     while media.0.elsewhere.left() >= remote::PASSING_BYTES {
-        held.push(media.take_elsewhere(remote::PASSING_BYTES).await.unwrap());
+        held.push(media.take_elsewhere(&server(), remote::PASSING_BYTES).await.unwrap());
     }
     assert!(account.limit() - account.used() >= LOCAL_BYTES_MIN);
     let waiting = media.clone();
-    let waits = tokio::spawn(async move { waiting.take_elsewhere(remote::PASSING_BYTES).await.map(drop) });
+    let next = server();
+    let waits = tokio::spawn(async move { waiting.take_elsewhere(&next, remote::PASSING_BYTES).await.map(drop) });
     settled().await;
     let id = upload(&media, b"abc").await;
     assert!(media.open(&id, Duration::ZERO).await.is_ok());
