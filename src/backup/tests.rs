@@ -276,7 +276,8 @@ async fn damage_is_found_and_mended() {
         fs::write(&path, text).unwrap();
     }
     // Nobody waits for what is no file, nor reads what has no end: the folder may be on somebody else's machine.
-    for path in files_below(&house.target("to")).into_iter().filter(is_thing) {
+    let is_aside = |path: &PathBuf| path.extension().is_some_and(|end| end == "bad");
+    for path in files_below(&house.target("to")).into_iter().filter(|path| is_thing(path) && !is_aside(path)) {
         let aside = path.with_extension("aside");
         fs::rename(&path, &aside).unwrap();
         let fifo = rustix::fs::FileType::Fifo;
