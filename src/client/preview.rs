@@ -12,7 +12,7 @@ const BUSY_MS: u64 = 5_000;
 /// GET /_matrix/client/v1/media/preview_url, and its older path
 ///
 /// 400 `M_MISSING_PARAM` without `url`; 400 `M_INVALID_PARAM` for what is no link; 403 `M_FORBIDDEN` when previews are off, for a
-/// site that the operator leaves out, and for an address in a private network; 502 `M_UNKNOWN` when the web server gives no
+/// site that the operator leaves out, for a page that its site asks programs not to read, and for an address in a private network; 502 `M_UNKNOWN` when the web server gives no
 /// usable answer.
 pub async fn preview_url(client: Arc<Client>, request: Request) -> Result<Response, Error> {
     let requester = auth::requester(&client, &request).await?;
@@ -29,7 +29,9 @@ pub async fn preview_url(client: Arc<Client>, request: Request) -> Result<Respon
 
 fn error(failed: NoPreview) -> Error {
     match failed {
-        NoPreview::Off | NoPreview::Denied(_) => ErrorResponse::forbidden(failed.to_string()).into(),
+        NoPreview::Off | NoPreview::Denied(_) | NoPreview::Unwanted => {
+            ErrorResponse::forbidden(failed.to_string()).into()
+        }
         NoPreview::BadUrl(why) => ErrorResponse::invalid_param(why).into(),
         NoPreview::Busy => ErrorResponse::limit_exceeded(BUSY_MS).into(),
         NoPreview::Failed(_) => ErrorResponse::new(StatusCode::BAD_GATEWAY, "M_UNKNOWN", failed.to_string()).into(),

@@ -9,6 +9,7 @@ pub struct Previews {
     pub enabled: bool,
     pub deny: Vec<String>,
     pub private_hosts: Vec<String>,
+    pub robots_txt: bool,
     /// Whether the home network may be asked: no setting, for tests that have all servers on the loopback.
     pub allow_private: bool,
 }
@@ -41,6 +42,14 @@ pub const SETTINGS: &[Setting] = &[
             Ok(config.previews.private_hosts = given.texts()?.into_iter().map(host).collect::<Result<_, _>>()?)
         },
     )
+    .live(),
+    setting(
+        "previews.robots_txt",
+        "true",
+        "Whether a page has no preview when its site asks programs not to read it (robots.txt, RFC 9309). Most sites leave what people          link to open; those that forbid all of it mostly show programs a page to log in, so that little is missed, and a          guest does as it is asked. With false every link is asked for, as Synapse does. Hosts under previews.private_hosts are asked          in any case.",
+        |config, given| Ok(config.previews.robots_txt = given.flag()?),
+    )
+    .on_page(Input::Flag)
     .live(),
 ];
 

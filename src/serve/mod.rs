@@ -264,8 +264,8 @@ impl Server {
                 ..config.media.clone()
             },
         });
-        let Previews { enabled, deny, private_hosts, allow_private } = config.previews.clone();
-        media.set_previews(media::PreviewOptions { enabled, deny, private_hosts, allow_private });
+        let Previews { enabled, deny, private_hosts, robots_txt, allow_private } = config.previews.clone();
+        media.set_previews(media::PreviewOptions { enabled, deny, private_hosts, robots_txt, allow_private });
         let sender = Sender::new(
             store.clone(),
             remote.clone(),

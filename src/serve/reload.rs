@@ -141,8 +141,8 @@ impl Reloader {
         }
         client.notices.set_options(notice_options(config));
         client.settings.set(config.apps.clone());
-        let Previews { enabled, deny, private_hosts, allow_private } = config.previews.clone();
-        self.media.set_previews(PreviewOptions { enabled, deny, private_hosts, allow_private });
+        let Previews { enabled, deny, private_hosts, robots_txt, allow_private } = config.previews.clone();
+        self.media.set_previews(PreviewOptions { enabled, deny, private_hosts, robots_txt, allow_private });
         self.media.set_scanning(config.media.scan.clone());
         if let Some(federation) = &self.federation {
             federation.well_known_server.set(config.federation.name.clone());

@@ -16,14 +16,21 @@ struct Site {
     asked: Arc<AtomicUsize>,
 }
 
+/// One without a robots.txt.
 async fn site() -> Site {
+    site_with(|_| None).await
+}
+
+/// One that answers otherwise where `other` says so: the whole answer, after which the connection ends or goes on in silence.
+async fn site_with(other: impl Fn(&str) -> Option<(Vec<u8>, bool)> + Send + Sync + 'static) -> Site {
+    let other = Arc::new(other);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://127.0.0.1:{}", listener.local_addr().unwrap().port());
     let asked = Arc::new(AtomicUsize::new(0));
     let count = asked.clone();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let count = count.clone();
+            let (count, other) = (count.clone(), other.clone());
             tokio::spawn(async move {
                 let mut head = Vec::new();
                 while !head.ends_with(b"\r\n\r\n") {
@@ -35,7 +42,12 @@ async fn site() -> Site {
                 let head = String::from_utf8_lossy(&head).into_owned();
                 count.fetch_add(1, Ordering::Relaxed);
                 assert!(head.to_lowercase().contains("user-agent: snug/"), "{head}");
-                let (status, kind, body) = answer(head.split(' ').nth(1).unwrap_or_default());
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                if let Some((answer, ends)) = other(path) {
+                    let _ = stream.write_all(&answer).await;
+                    return if ends { drop(stream) } else { std::future::pending::<()>().await };
+                }
+                let (status, kind, body) = answer(path);
                 let length = body.len();
                 let head = format!(
                     "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
@@ -85,11 +97,11 @@ async fn a_page_says_what_it_is_about() {
     assert_eq!(shown, wanted);
     let file = house.get(&format!("/_matrix/client/v1/media/download/{uri}"), &bob).await;
     assert_eq!((file.bytes.len() as u64, picture::size(&file.bytes)), (size, (800, 400)));
-    // The page and its picture were asked for once, for all and on every path.
+    // The page and its picture were asked for once, for all and on every path, and robots.txt before.
     assert_eq!(preview(&house, &bob, &url).await.ok(), wanted);
     let old = format!("/_matrix/media/v3/preview_url?url={}&ts=1", crate::rooms::q(&url));
     assert_eq!(house.get(&old, &bob).await.ok(), wanted);
-    assert_eq!(site.asked.load(Ordering::Relaxed), 2);
+    assert_eq!(site.asked.load(Ordering::Relaxed), 3);
     let incoming = std::fs::read_dir(house.data_dir().join("media/incoming")).unwrap().count();
     assert_eq!(incoming, 0);
 
@@ -164,4 +176,94 @@ async fn sites_of_the_home_network_are_asked_when_they_are_named() {
     preview(&house, &alice, &format!("{}/home", site.url)).await.refused(403, "M_FORBIDDEN");
     let other = site.url.replace("127.0.0.1", "localhost");
     preview(&house, &alice, &format!("{other}/page")).await.refused(403, "M_FORBIDDEN");
+}
+
+/// What a site says in its robots.txt was not asked for.
+#[tokio::test]
+async fn pages_that_a_site_asks_programs_not_to_read_have_no_preview() {
+    let answer =
+        |text: &str| Some((format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n\r\n{text}").into_bytes(), true));
+    let moved = |to: &str| {
+        Some((format!("HTTP/1.1 302 Found\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n").into_bytes(), true))
+    };
+    let site = site_with(move |path| match path {
+        "/robots.txt" => moved("/moved-robots"),
+        "/moved-robots" => answer(
+            "User-agent: *\nDisallow: /\n\nUser-agent: snug\nDisallow: /page\nDisallow: /a/ # its pictures\nAllow: /page?x=*\n",
+        ),
+        "/to-page" => moved("/page"),
+        "/page?x=1" => answer("<title>Open</title><meta property=og:image content=/a/picture.jpg>")
+            .map(|(page, _)| (String::from_utf8(page).unwrap().replace("text/plain", "text/html").into_bytes(), true)),
+        _ => None,
+    })
+    .await;
+    let house = TestServer::start_with(|config| config.previews.allow_private = true).await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let asked = || site.asked.load(Ordering::Relaxed);
+    let why = preview(&house, &alice, &format!("{}/page", site.url)).await.refused(403, "M_FORBIDDEN");
+    assert!(why["error"].as_str().unwrap().contains("robots.txt"), "{why}");
+    assert_eq!(asked(), 2, "only what it says was read");
+    preview(&house, &bob, &format!("{}/page", site.url)).await.refused(403, "M_FORBIDDEN");
+    preview(&house, &alice, &format!("{}/a/picture.jpg", site.url)).await.refused(403, "M_FORBIDDEN");
+    assert_eq!(asked(), 2, "and kept");
+    assert_eq!(preview(&house, &alice, &format!("{}/plain", site.url)).await.ok()["og:title"], "Plain");
+    preview(&house, &alice, &format!("{}/to-page", site.url)).await.refused(403, "M_FORBIDDEN");
+    assert_eq!(asked(), 4, "a redirect leads to no page that is forbidden");
+    let open = preview(&house, &alice, &format!("{}/page?x=1", site.url)).await.ok();
+    assert_eq!(
+        (&open["og:title"], &open["og:image:width"]),
+        (&json!("Open"), &json!(800)),
+        "a page names its picture to be shown"
+    );
+
+    let house = TestServer::start_with(|config| {
+        config.previews.allow_private = true;
+        config.previews.robots_txt = false;
+    })
+    .await;
+    let alice = house.register("alice").await;
+    let before = asked();
+    assert_eq!(preview(&house, &alice, &format!("{}/page", site.url)).await.ok()["og:title"], "A & B");
+    assert_eq!(asked(), before + 2, "it is not even asked for");
+}
+
+/// One that does not end, or comes as slowly as it likes, costs so many bytes and so much time.
+#[tokio::test]
+async fn a_hostile_robots_txt_costs_little() {
+    let head = "HTTP/1.1 200 OK\r\n\r\n";
+    let long = site_with(move |path| {
+        let whole =
+            || format!("{head}user-agent: *\ndisallow: /page\ndisallow: /{}", "x".repeat(100 << 20)).into_bytes();
+        (path == "/robots.txt").then(|| (whole(), true))
+    })
+    .await;
+    let groups = site_with(move |path| {
+        let whole = || {
+            format!("{head}{}", "user-agent: *\ndisallow: /b\nuser-agent: x\nallow: /\n".repeat(1_000_000)).into_bytes()
+        };
+        (path == "/robots.txt").then(|| (whole(), true))
+    })
+    .await;
+    let slow =
+        site_with(move |path| (path == "/robots.txt").then(|| (format!("{head}user-agent").into_bytes(), false))).await;
+    let failing = site_with(|path| {
+        (path == "/robots.txt").then(|| (b"HTTP/1.1 503 x\r\ncontent-length: 0\r\n\r\n".to_vec(), true))
+    })
+    .await;
+    let endless = site_with(|path| {
+        let moved = || b"HTTP/1.1 301 x\r\nlocation: /robots.txt\r\ncontent-length: 0\r\n\r\n".to_vec();
+        (path == "/robots.txt").then(|| (moved(), true))
+    })
+    .await;
+    let house = TestServer::start_with(|config| config.previews.allow_private = true).await;
+    let alice = house.register("alice").await;
+    let ask = async |site: &Site, path: &str| preview(&house, &alice, &format!("{}{path}", site.url)).await;
+    ask(&long, "/page").await.refused(403, "M_FORBIDDEN");
+    assert_eq!(ask(&long, "/plain").await.ok()["og:title"], "Plain");
+    assert_eq!(ask(&groups, "/plain").await.ok()["og:title"], "Plain");
+    ask(&slow, "/plain").await.refused(502, "M_UNKNOWN");
+    ask(&failing, "/plain").await.refused(502, "M_UNKNOWN");
+    assert_eq!(failing.asked.load(Ordering::Relaxed), 1);
+    assert_eq!(ask(&endless, "/plain").await.ok()["og:title"], "Plain");
+    assert_eq!(endless.asked.load(Ordering::Relaxed), 7, "it, five redirects, and the page");
 }

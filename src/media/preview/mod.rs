@@ -3,21 +3,21 @@
 //! Any user may have any address asked, so the address policy of `remote/web` holds: never a machine of the home network but
 //! those that the settings name, also not behind a redirect or a second look-up. A page is parsed while it streams (`page.rs`),
 //! and read no further than needed. Two pages are fetched at a time, one for each user, each address once for all who ask, and
-//! the answer is kept for a day. A picture of a
-//! page is stored as a file of the user who asked first, in the size of a thumbnail.
+//! the answer is kept for a day. A page that its site's robots.txt forbids is not asked for (`robots.rs`), unless the settings say so.
+//! A picture of a page is stored as a file of the user who asked first, in the size of a thumbnail.
 //!
 //! Client-server API, "Content Repository", `preview_url`.
 
+mod fetch;
 mod page;
+mod robots;
 mod text;
 
-use std::borrow::Cow;
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, header};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
@@ -28,9 +28,10 @@ use super::place::INCOMING;
 use super::thumbnail::{Small, Tried};
 use super::{About, Error, MEDIA_ID_CHARS, Media};
 use crate::base::{KeyedLock, Live, blocking, gathered, unbroken};
-use crate::remote::web::{Plain, WebAnswer, WebFailed, WebLimits, WebRequest};
+use crate::remote::web::{WebAnswer, WebFailed};
 use crate::store::tables::preview::{self, Preview};
 use crate::store::{UserNum, WriteError};
+use fetch::{KnownRules, What};
 use page::{Facts, Page, forbids_text};
 use text::Encoding;
 
@@ -51,7 +52,8 @@ const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// What failed is tried again after this.
 const FAILED_KEPT_MS: u64 = 10 * 60 * 1000;
 const URL_BYTES_MAX: usize = 2048;
-const REDIRECTS_MAX: u32 = 5;
+/// Why a page is not read that its site's robots.txt forbids; what is kept of it.
+const UNWANTED: &str = "asks programs not to read this page (robots.txt)";
 
 /// The settings of previews.
 #[derive(Debug, Clone, Default)]
@@ -61,6 +63,8 @@ pub struct PreviewOptions {
     pub deny: Vec<String>,
     /// Hosts of the home network that may be asked: those alone, not what is below them.
     pub private_hosts: Vec<String>,
+    /// Whether pages that robots.txt forbids are left alone.
+    pub robots_txt: bool,
     /// Whether the home network may be asked. For tests, where all servers are on the loopback.
     pub allow_private: bool,
 }
@@ -74,6 +78,7 @@ pub(super) struct Previews {
     /// Users whose page is fetched, or next.
     of_users: KeyedLock,
     fetching: KeyedLock,
+    known_rules: KnownRules,
 }
 
 /// A place among those who wait.
@@ -99,6 +104,7 @@ impl Previews {
             waiting: Arc::default(),
             of_users: KeyedLock::default(),
             fetching: KeyedLock::default(),
+            known_rules: KnownRules::default(),
         }
     }
 
@@ -124,6 +130,9 @@ pub enum NoPreview {
     /// The operator or the address policy forbids it.
     #[error("{0}")]
     Denied(String),
+    /// The site forbids it.
+    #[error("No preview of this link: its site {UNWANTED}")]
+    Unwanted,
     /// Too many are being made.
     #[error("Too many previews are being made just now")]
     Busy,
@@ -183,6 +192,7 @@ impl Media {
         let (answer, failed, media_id, kept_ms) = match &made {
             Ok(made) => (made.answer.clone(), None, made.media_id.clone(), KEPT_MS),
             Err(NoPreview::Failed(why)) => (String::new(), Some(why.clone()), None, FAILED_KEPT_MS),
+            Err(NoPreview::Unwanted) => (String::new(), Some(UNWANTED.to_owned()), None, FAILED_KEPT_MS),
             // Ours, or not worth a row.
             Err(_) => return made.map(|made| made.answer),
         };
@@ -193,15 +203,20 @@ impl Media {
 
     /// The address, if it may be asked.
     fn allowed(&self, url: &str) -> Result<Url, NoPreview> {
-        let options = self.0.previews.options.get();
-        if !options.enabled {
+        if !self.makes_previews() {
             return Err(NoPreview::Off);
         }
         let bad = |why: &str| NoPreview::BadUrl(format!("This is no link that can be shown: {why}"));
         if url.len() > URL_BYTES_MAX {
             return Err(bad("it is too long"));
         }
-        let mut url = Url::parse(url).map_err(|failed| bad(&failed.to_string()))?;
+        self.allowed_url(Url::parse(url).map_err(|failed| bad(&failed.to_string()))?)
+    }
+
+    /// The same of one that a redirect may have led to.
+    fn allowed_url(&self, mut url: Url) -> Result<Url, NoPreview> {
+        let options = self.0.previews.options.get();
+        let bad = |why: &str| NoPreview::BadUrl(format!("This is no link that can be shown: {why}"));
         if !matches!(url.scheme(), "https" | "http") || !url.username().is_empty() || url.password().is_some() {
             return Err(bad("it is not https or http, or holds a password"));
         }
@@ -222,6 +237,14 @@ impl Media {
         let read = move || preview::get(&media.0.parts.store.read()?, &url);
         let found = blocking(read).await.map_err(Error::from)?;
         match found.filter(|kept| kept.expires_ms > now_ms) {
+            // Since then the setting may have been switched off.
+            Some(Preview { failed: Some(why), .. }) if why == UNWANTED => {
+                if self.0.previews.options.get().robots_txt {
+                    Err(NoPreview::Unwanted)
+                } else {
+                    Ok(None)
+                }
+            }
             Some(Preview { failed: Some(why), .. }) => Err(NoPreview::Failed(why)),
             Some(kept) => Ok(Some(kept.answer)),
             None => Ok(None),
@@ -239,7 +262,7 @@ impl Media {
     }
 
     async fn fetch_preview(&self, user: UserNum, url: &Url) -> Result<Made, NoPreview> {
-        let mut answer = self.ask(url, "text/html, application/xhtml+xml, image/*;q=0.9, */*;q=0.1").await?;
+        let mut answer = self.ask(url, What::Page).await?;
         let head =
             |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
         let content_type = head("content-type");
@@ -281,52 +304,12 @@ impl Media {
             picture.and_then(|picture| base.join(&picture).ok()).and_then(|url| self.allowed(url.as_str()).ok())
         {
             // A page without its picture is still worth showing.
-            match self.ask(&picture, "image/*").await {
+            match self.ask(&picture, What::Picture).await {
                 Ok(answer) => media_id = self.picture(user, answer, &mut facts).await.unwrap_or_default(),
                 Err(failed) => tracing::debug!("a preview has no picture: {failed}"),
             }
         }
         Ok(Made::of(facts, media_id))
-    }
-
-    async fn ask(&self, url: &Url, accept: &'static str) -> Result<WebAnswer, NoPreview> {
-        let mut url = Cow::Borrowed(url);
-        let mut redirects = 0;
-        let answer = loop {
-            let is_listed = self.is_private_host(&url);
-            let limits = WebLimits {
-                time: Duration::from_secs(20),
-                body_bytes_max: PICTURE_BYTES_MAX,
-                redirects_max: if is_listed { 0 } else { REDIRECTS_MAX },
-                plain: Plain::Everywhere,
-                allow_private: is_listed || self.0.previews.options.get().allow_private,
-                ..WebLimits::default()
-            };
-            let mut request = WebRequest::get(url.as_str().to_owned());
-            request.headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-            let answer = self.0.parts.remote.web().ask(request, limits).await.map_err(failed)?;
-            // Looked at one by one: a host of the home network that may be asked leads to no other there.
-            match answer.headers.get(header::LOCATION).and_then(|value| value.to_str().ok()) {
-                Some(to) if is_listed && (300..400).contains(&answer.status) && redirects < REDIRECTS_MAX => {
-                    redirects += 1;
-                    let to = url.join(to).map_err(|_| NoPreview::Failed("redirects to no address".to_owned()))?;
-                    url = Cow::Owned(self.allowed(to.as_str())?);
-                }
-                _ => break answer,
-            }
-        };
-        // It may have led elsewhere.
-        self.allowed(&answer.url)?;
-        match answer.status {
-            200..=299 => Ok(answer),
-            status => Err(NoPreview::Failed(format!("answers with {status}"))),
-        }
-    }
-
-    /// Whether the settings name the host of a URL as one of the home network that may be asked.
-    fn is_private_host(&self, url: &Url) -> bool {
-        let host = url.host_str().unwrap_or_default().trim_end_matches('.');
-        self.0.previews.options.get().private_hosts.iter().any(|one| one.eq_ignore_ascii_case(host))
     }
 
     /// Stores a picture, made smaller, and says so in `facts`. None for what is no picture, or too large.
