@@ -2,8 +2,11 @@
 //!
 //! The old paths need no access token, so they answer with files of this server only, unless the settings say otherwise.
 
+use std::future::poll_fn;
 use std::io::{Seek, SeekFrom};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use ruma::{OwnedServerName, ServerName};
@@ -76,7 +79,16 @@ async fn take_in(
     let mut body = request.into_stream(client.media.upload_bytes_max())?;
     let refused = |failed| upload_refused(client, failed);
     let mut upload = client.media.begin(uploader, announced).await.map_err(refused)?;
-    while let Some(piece) = body.next().await? {
+    loop {
+        let mut next = pin!(body.next());
+        let piece = match poll_fn(|cx| Poll::Ready(next.as_mut().poll(cx))).await {
+            Poll::Ready(piece) => piece,
+            Poll::Pending => {
+                upload.pause().await.map_err(refused)?;
+                next.await
+            }
+        };
+        let Some(piece) = piece? else { break };
         upload.write(piece).await.map_err(refused)?;
     }
     upload.finish(about, promised).await.map_err(refused)

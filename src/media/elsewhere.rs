@@ -16,7 +16,7 @@ use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, SemaphorePermit
 use super::{Error, Media};
 use crate::budget::{Account, Grant, Refused};
 
-/// What is left for those: an upload (40 KiB) and a reader (20 KiB) at once.
+/// What is left for those: an upload that writes (40 KiB) and a reader (20 KiB) at once.
 pub(super) const LOCAL_BYTES_MIN: u64 = 60 << 10;
 /// The least that transfers have: one, with its first reader.
 const ELSEWHERE_BYTES_MIN: u64 = 60 << 10;

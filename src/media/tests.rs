@@ -216,6 +216,34 @@ async fn the_files_of_one_server_leave_memory_for_those_of_another() {
     let _ = std::fs::remove_dir_all(&media.0.parts.folder);
 }
 
+/// Five uploads that came as slowly as is allowed had all the memory for files of the smallest board.
+#[tokio::test]
+async fn uploads_take_no_memory_while_nothing_comes() {
+    let clock = Clock::simulated(1_000_000);
+    let budget = Budget::from_profile(crate::budget::Profile::get("router-32").unwrap());
+    let (account, media) = (budget.account("media"), media(&clock, &budget));
+    let (mut slow, mut ids) = (Vec::new(), Vec::new());
+    for _ in 0..10 {
+        let mut upload = media.begin(UserNum(1), None).await.unwrap();
+        upload.write(Bytes::from_static(b"ab")).await.unwrap();
+        assert!(account.used() > 0);
+        upload.pause().await.unwrap();
+        slow.push(upload);
+    }
+    assert_eq!(account.used(), 0);
+    for mut upload in slow {
+        upload.write(Bytes::from_static(b"c")).await.unwrap();
+        upload.pause().await.unwrap();
+        upload.pause().await.unwrap();
+        ids.push(upload.finish(About::default(), None).await.unwrap());
+    }
+    for id in ids {
+        let opened = media.open(&id, Duration::ZERO).await.unwrap();
+        assert_eq!((opened.bytes, std::io::read_to_string(opened.file).unwrap().as_str()), (3, "abc"));
+    }
+    let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+}
+
 /// One server whose files came as slowly as is allowed had all the memory for files, for hours.
 #[tokio::test]
 async fn transfers_from_elsewhere_leave_memory_for_the_files_that_are_here() {

@@ -1,4 +1,7 @@
 //! A file on its way in: written as it comes, then placed and made known.
+//!
+//! It takes memory while there are bytes to be written, and none while it waits for more ([`Upload::pause`]): however many
+//! upload as slowly as they may, others read and upload meanwhile. What comes next is paid by its connection until then.
 
 use bytes::Bytes;
 
@@ -12,6 +15,8 @@ use crate::store::tables::media;
 
 /// Pieces are gathered to this size before they are written.
 const BUFFER_BYTES: usize = 32 << 10;
+/// What an upload takes while it has bytes: the buffer, and a little for writing it.
+pub(super) const HELD_BYTES: u64 = BUFFER_BYTES as u64 + (8 << 10);
 const TEXT_BYTES_MAX: usize = 255;
 
 /// The uploader's description of a file.
@@ -34,18 +39,18 @@ pub struct Upload {
     media: Media,
     uploader: UserNum,
     buffer: Vec<u8>,
+    /// For the buffer; none while that is empty and more is waited for.
+    grant: Option<Grant>,
     /// None while a blocking job has it.
     staged: Option<Staged>,
     bytes: u64,
     share: Part,
-    _grant: Grant,
 }
 
 impl Media {
     /// Begins a file of a local user, of as many bytes as are announced, if they are. Refused when the user's share, or
     /// that of all, has no room for it.
     pub async fn begin(&self, uploader: UserNum, announced: Option<u64>) -> Result<Upload, Error> {
-        let grant = self.0.parts.budget.account("media").take(BUFFER_BYTES as u64 + (8 << 10)).await?;
         let media = self.clone();
         let (staged, share) = blocking(move || {
             let read = media.0.parts.store.read()?;
@@ -55,13 +60,19 @@ impl Media {
             Ok::<_, Error>((media.stage()?, share))
         })
         .await?;
-        let buffer = Vec::with_capacity(BUFFER_BYTES);
-        Ok(Upload { media: self.clone(), uploader, buffer, staged: Some(staged), bytes: 0, share, _grant: grant })
+        let (media, buffer) = (self.clone(), Vec::new());
+        Ok(Upload { media, uploader, buffer, grant: None, staged: Some(staged), bytes: 0, share })
     }
 }
 
 impl Upload {
-    /// Adds a piece.
+    /// With the memory for it, [`HELD_BYTES`], of a caller that has all that is to come.
+    pub(super) fn paid_by(mut self, grant: Grant) -> Upload {
+        self.grant = Some(grant);
+        self
+    }
+
+    /// Adds a piece. Waits for memory as long as the account lets wait.
     pub async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
         self.bytes += piece.len() as u64;
         let bytes_max = self.media.upload_bytes_max();
@@ -69,6 +80,12 @@ impl Upload {
             return Err(Error::TooLarge { bytes_max });
         }
         self.share.add(piece.len() as u64)?;
+        if self.grant.is_none() {
+            self.grant = Some(self.media.0.parts.budget.account("media").take(HELD_BYTES).await?);
+        }
+        if self.buffer.capacity() == 0 {
+            self.buffer.reserve_exact(BUFFER_BYTES);
+        }
         let mut rest = &piece[..];
         while !rest.is_empty() {
             let (now, later) = rest.split_at(rest.len().min(BUFFER_BYTES - self.buffer.len()));
@@ -81,9 +98,18 @@ impl Upload {
         Ok(())
     }
 
+    /// Nothing more has come for now: writes what there is, and gives the memory back.
+    pub async fn pause(&mut self) -> Result<(), Error> {
+        if !self.buffer.is_empty() {
+            self.flush().await?;
+        }
+        (self.buffer, self.grant) = (Vec::new(), None);
+        Ok(())
+    }
+
     /// The file is whole: it gets its place, and a media id, which is a promised one or new.
     pub async fn finish(mut self, about: About, promised: Option<String>) -> Result<String, Error> {
-        self.flush().await?;
+        self.pause().await?;
         let Some(staged) = self.staged.take() else { return Err(Error::NotFound) };
         let media = self.media.clone();
         let media_id = promised.clone().unwrap_or_else(|| media.0.parts.random.token(MEDIA_ID_CHARS));

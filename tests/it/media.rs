@@ -401,6 +401,43 @@ async fn a_transfer_that_breaks_off_is_begun_again_and_at_last_given_up() {
     assert_eq!(visit.house.get(&path, &alice).await.bytes, media_bytes(0, BYTES + 1));
 }
 
+/// Five uploads that came as slowly as is allowed had all the memory for files of the smallest board, and nobody saw a picture.
+#[tokio::test]
+async fn slow_uploads_keep_nobody_from_files() {
+    let house = TestServer::start_under("router-32").await;
+    let alice = house.register("alice").await;
+    let id = upload(&house, &alice, "text/plain", b"shown").await;
+    let (mut slow, incoming) = (Vec::new(), house.data_dir().join("media/incoming"));
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(house.address()).await.unwrap();
+        let head = "POST /_matrix/media/v3/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 6\r\nconnection: close";
+        let begun = format!("{head}\r\nauthorization: Bearer {}\r\n\r\nabc", alice.token);
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    let media = house.server().budget.account("media");
+    eventually("all have begun, and hold nothing", async || {
+        let files = std::fs::read_dir(&incoming).unwrap().flatten();
+        let begun = files.filter(|file| file.metadata().is_ok_and(|file| file.len() == 3)).count();
+        (begun == slow.len() && media.used() == 0).then_some(())
+    })
+    .await;
+    let shown = house.get(&format!("/_matrix/client/v1/media/download/{id}"), &alice).await;
+    assert_eq!((shown.status, &shown.bytes[..]), (200, &b"shown"[..]));
+    let long = vec![7; 300_000];
+    let other = upload(&house, &alice, "text/plain", &long).await;
+    assert_eq!(house.get(&format!("/_matrix/client/v1/media/download/{other}"), &alice).await.bytes, long);
+    for mut stream in slow {
+        stream.write_all(b"def").await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let id =
+            answer.split("mxc://").nth(1).and_then(|rest| rest.split('"').next()).unwrap_or_else(|| panic!("{answer}"));
+        assert_eq!(house.get(&format!("/_matrix/client/v1/media/download/{id}"), &alice).await.bytes, b"abcdef");
+    }
+    assert_eq!(media.used(), 0);
+}
+
 #[tokio::test]
 async fn what_nobody_waits_for_any_more_is_had_when_it_is_small() {
     let visit = Visit::start(Dials::default(), |config| config.media.remote_bytes_max = Some(100 << 20)).await;
