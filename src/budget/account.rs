@@ -121,6 +121,16 @@ impl Account {
         Ok(self.granted(book, bytes))
     }
 
+    /// Whether so much would be given out now: nobody waits, and it is there.
+    pub fn has_now(&self, bytes: u64) -> bool {
+        let mut book = self.lock();
+        !book.somebody_waits() && book.used + bytes <= self.0.book.ordinary()
+    }
+
+    pub fn is_awaited(&self) -> bool {
+        self.lock().somebody_waits()
+    }
+
     /// Sets a part of the account aside for what is small ([`Account::take_small`]).
     pub fn keep_for_small(&self, bytes: u64) {
         self.0.book.for_small.store(bytes, Ordering::Relaxed);

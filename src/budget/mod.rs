@@ -7,7 +7,7 @@
 //!
 //! Never wait for a grant while holding a lock or an open write. A task that needs several asks for them together.
 //!
-//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `parsed.rs`, `queue.rs`, `spill.rs`,
+//! Reading order: this file, `account.rs`, `profile.rs`, `choose.rs`, `parsed.rs`, `queue.rs`, `turn.rs`, `spill.rs`,
 //! `card.rs`, `meter.rs`.
 
 mod account;
@@ -19,6 +19,7 @@ mod parsed;
 mod profile;
 pub mod queue;
 pub mod spill;
+mod turn;
 
 use std::sync::Arc;
 
@@ -28,6 +29,7 @@ pub use card::Card;
 pub use choose::{Choice, Granted, choose};
 pub use parsed::{parsed_bytes_max, quoted_bytes_max};
 pub use profile::{FixedRow, PASSWORD_HASH_BYTES, Profile, ProfileError, human, is_path, parse_bytes};
+pub use turn::turn_with_memory;
 
 use account::Nth;
 

@@ -36,7 +36,6 @@ mod quota;
 mod scan;
 mod thumbnail;
 mod tidy;
-mod turn;
 mod upload;
 
 use arriving::Fetches;

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -16,10 +17,9 @@ use tokio::sync::Semaphore;
 
 use super::picture::{Failed, HEAD_BYTES, Made, Picture, Shape, TIME_MAX, Waiting};
 use super::place::INCOMING;
-use super::turn::turn_with_memory;
 use super::{Error, MEDIA_ID_CHARS, Media, Opened, Scaled, TRANSFER_BYTES};
 use crate::base::{KeyedLock, blocking, caught};
-use crate::budget::{Account, Budget, Card};
+use crate::budget::{Account, Budget, Card, Grant, turn_with_memory};
 use crate::store::WriteError;
 use crate::store::tables::media;
 use crate::store::tables::thumbnail::{self, Thumbnail};
@@ -47,7 +47,7 @@ const ONE_BYTES: u64 = 7 << 20;
 /// What making thumbnails is bounded by.
 pub(super) struct Thumbnails {
     account: Account,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// What is being made, by file and shape.
     making: KeyedLock,
     /// What took too long and when, oldest first.
@@ -60,7 +60,7 @@ pub(super) struct Thumbnails {
 impl Thumbnails {
     pub(super) fn new(budget: &Budget, folder: &std::path::Path) -> Thumbnails {
         let account = budget.account("pictures");
-        let turns = Semaphore::new((account.limit() / ONE_BYTES).clamp(1, 2) as usize);
+        let turns = Arc::new(Semaphore::new((account.limit() / ONE_BYTES).clamp(1, 2) as usize));
         let bytes_max = Card::at(folder).map_or(u64::MAX, |card| card.total_bytes / CARD_PART);
         let (making, slow) = (KeyedLock::default(), Mutex::default());
         Thumbnails { account, turns, making, slow, time_max: TIME_MAX, bytes_max }
@@ -186,15 +186,16 @@ impl Media {
     }
 
     /// The size of a picture, and in which shape it can be made smaller, holding so many bytes: none where it need not or
-    /// cannot be. None for what is no picture that is decoded here.
+    /// cannot be. None for what is no picture that is decoded here. `paid`: [`HEAD_BYTES`].
     pub(super) async fn plan_of(
         &self,
         file: &File,
         bytes: u64,
         shape: Shape,
+        paid: Grant,
     ) -> Result<Option<((u32, u32), Option<(Shape, u64)>)>, Error> {
         let limit = self.0.thumbnails.account.limit();
-        self.look(file, move |picture| {
+        self.look_paid(paid, file, move |picture| {
             let is_small = picture.fits(shape) && bytes <= SMALL_BYTES;
             let plan = if is_small { None } else { picture.affordable(shape, limit) };
             (picture.upright_size(), plan)
@@ -221,6 +222,15 @@ impl Media {
         at: impl FnOnce(&Picture<'_>) -> T + Send + 'static,
     ) -> Result<Option<T>, Error> {
         let Ok(grant) = self.0.parts.budget.account("media").take(HEAD_BYTES).await else { return Ok(None) };
+        self.look_paid(grant, file, at).await
+    }
+
+    async fn look_paid<T: Send + 'static>(
+        &self,
+        grant: Grant,
+        file: &File,
+        at: impl FnOnce(&Picture<'_>) -> T + Send + 'static,
+    ) -> Result<Option<T>, Error> {
         let (file, waiting) = (file.try_clone()?, Waiting::default());
         let leash = waiting.leash();
         let looked = blocking(move || {

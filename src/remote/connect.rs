@@ -27,7 +27,7 @@ use super::resolve::Target;
 use crate::base::sort_few_by;
 use crate::{
     base::Clock,
-    budget::{Account, Grant},
+    budget::{Account, Grant, turn_with_memory},
 };
 
 /// A TLS record being read (16 KiB and its header), hyper's read buffer (16 KiB), the session and the task (8 KiB).
@@ -310,8 +310,12 @@ impl Pool {
         if !fresh && let Some(idle) = self.take_idle(server) {
             return Ok(self.leased(server, idle.connection, idle.permit, turns, true));
         }
-        let permit = self.permit().await;
-        let connection = connect(self.charge().await?).await?;
+        let (permit, grant) = self.place().await?;
+        // One that was given back meanwhile costs nothing more.
+        if !fresh && let Some(idle) = self.take_idle(server) {
+            return Ok(self.leased(server, idle.connection, idle.permit, turns, true));
+        }
+        let connection = connect(grant).await?;
         Ok(self.leased(server, connection, permit, turns, false))
     }
 
@@ -344,23 +348,19 @@ impl Pool {
         Turns { _any: all.acquire_owned().await.expect("never closed"), _long }
     }
 
-    /// A place in the pool; when all are taken, the oldest idle connection makes room.
-    async fn permit(&self) -> OwnedSemaphorePermit {
-        if let Ok(permit) = self.0.all.clone().try_acquire_owned() {
-            return permit;
+    /// A place in the pool, with the bytes of one connection; the oldest idle connection makes room for either. Whoever waits for
+    /// memory leaves the place to others.
+    async fn place(&self) -> Result<(OwnedSemaphorePermit, Grant), Failed> {
+        let Inner { account, all, clock, .. } = &*self.0;
+        if all.available_permits() == 0 || !account.has_now(CONNECTION_BYTES) {
+            self.close_oldest_idle();
         }
-        self.close_oldest_idle();
-        self.0.all.clone().acquire_owned().await.expect("never closed")
+        Ok(turn_with_memory(clock, all, account, CONNECTION_BYTES).await?)
     }
 
-    /// The bytes of one connection; idle connections are given up for it first.
-    async fn charge(&self) -> Result<Grant, Failed> {
-        let account = &self.0.account;
-        if let Ok(grant) = account.try_take(CONNECTION_BYTES) {
-            return Ok(grant);
-        }
-        self.close_oldest_idle();
-        Ok(account.take(CONNECTION_BYTES).await?)
+    /// Whether somebody may wait for a place, or for the memory that one holds.
+    fn is_awaited(&self) -> bool {
+        self.0.all.available_permits() == 0 || self.0.account.is_awaited()
     }
 
     fn take_idle(&self, server: &ServerName) -> Option<Idle> {
@@ -419,8 +419,8 @@ impl Lease {
     /// After the whole answer was read: the connection may serve the next request.
     pub fn give_back(mut self) {
         let (Some(connection), Some(permit)) = (self.connection.take(), self.permit.take()) else { return };
-        // A task may be waiting for the place: then the place is worth more than a warm connection.
-        if connection.sender.is_closed() || self.pool.0.all.available_permits() == 0 {
+        // A task may be waiting for the place or its memory: then they are worth more than a warm connection.
+        if connection.sender.is_closed() || self.pool.is_awaited() {
             return;
         }
         let since = self.pool.0.clock.instant();
@@ -428,5 +428,39 @@ impl Lease {
         if let Some(host) = hosts.get_mut(&self.server) {
             host.idle.push(Idle { connection, permit, since });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::testing::settled;
+    use crate::budget::Budget;
+
+    /// One that waited for memory kept its place in the pool: nobody else had one for half a minute.
+    #[tokio::test]
+    async fn who_waits_for_memory_leaves_the_place_to_others() {
+        let (clock, account) = (Clock::simulated(1_000_000), Budget::for_tests().account("outbound"));
+        let limits = Limits { connections_max: 1, per_host_max: 1 };
+        let pool = Pool::new(account.clone(), limits, clock);
+        let all = account.try_take(account.limit()).unwrap();
+        let waiting = pool.clone();
+        let waits = tokio::spawn(async move {
+            let server = OwnedServerName::try_from("a.test").unwrap();
+            let connect = |grant: Grant| async move { Err(Failed::Unsendable(grant.bytes().to_string())) };
+            waiting.lease(&server, false, false, connect).await.err().map(|failed| failed.to_string())
+        });
+        settled().await;
+        assert!(account.is_awaited() && !waits.is_finished());
+        assert_eq!(pool.0.all.available_permits(), 1);
+        // Its memory comes while another has the place.
+        let place = pool.0.all.clone().acquire_owned().await.unwrap();
+        drop(all);
+        settled().await;
+        assert_eq!((waits.is_finished(), account.used()), (false, 0));
+        drop(place);
+        let said = waits.await.unwrap().unwrap();
+        assert!(said.contains(&CONNECTION_BYTES.to_string()), "{said}");
+        assert_eq!((pool.0.all.available_permits(), account.used()), (1, 0));
     }
 }

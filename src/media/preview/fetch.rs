@@ -15,15 +15,19 @@ use url::Url;
 
 use super::robots::{self, Reader, Rules};
 use super::{FAILED_KEPT_MS, KEPT_MS, NoPreview, PICTURE_BYTES_MAX, failed};
-use crate::media::{Error, Media};
+use crate::media::Media;
 use crate::remote::web::{Plain, WebAnswer, WebFailed, WebLimits, WebRequest};
 
 /// For all until the body was read, with redirects and what robots.txt says.
 const TIME: Duration = Duration::from_secs(20);
+/// The same with the wait for the connections' memory, which others than web servers may have.
+const TIME_WITH_MEMORY: Duration = Duration::from_secs(25);
 /// Of those, for one site's robots.txt. Half of what a page has, so that time for it is left.
 const RULES_TIME: Duration = Duration::from_secs(5);
 /// Of a page, and of robots.txt (RFC 9309, 2.3.1.2: at least five).
 const REDIRECTS_MAX: u32 = 5;
+
+const RULES_PATH: &str = "/robots.txt";
 
 /// What the rules of all sites may take that are kept: those of the sites that people here link to. A fixed bound, since it is small.
 const KNOWN_BYTES_MAX: usize = 8 << 10;
@@ -59,6 +63,7 @@ struct Known {
     says: Says,
 }
 
+#[derive(Clone)]
 enum Says {
     Rules(Rules),
     /// robots.txt failed, with this status.
@@ -118,6 +123,11 @@ fn leads_to(answer: &WebAnswer) -> Option<&str> {
 impl Media {
     /// Asks for a page or a picture. Its answer is a good one.
     pub(super) async fn ask(&self, url: &Url, what: What) -> Result<WebAnswer, NoPreview> {
+        let asked = self.0.parts.clock.timeout(TIME_WITH_MEMORY, self.follow(url, what));
+        asked.await.unwrap_or(Err(NoPreview::Busy))
+    }
+
+    async fn follow(&self, url: &Url, what: What) -> Result<WebAnswer, NoPreview> {
         let clock = &self.0.parts.clock;
         let (mut url, until) = (url.clone(), clock.instant() + TIME);
         for _ in 0..=REDIRECTS_MAX {
@@ -162,7 +172,7 @@ impl Media {
 
     /// Whether the site of a page leaves it to programs. What the settings name is asked whatever it says.
     async fn check_rules(&self, url: &Url) -> Result<(), NoPreview> {
-        if !self.0.previews.options.get().robots_txt || self.is_private_host(url) || url.path() == "/robots.txt" {
+        if !self.0.previews.options.get().robots_txt || self.is_private_host(url) || url.path() == RULES_PATH {
             return Ok(());
         }
         let (origin, path) = (url.origin().ascii_serialization(), robots::path(url));
@@ -170,26 +180,37 @@ impl Media {
         if let Some(said) = known.look(&origin, &path, now_ms) {
             return said;
         }
-        let _grant = self.0.parts.budget.account("media").take(robots::BYTES).await.map_err(Error::from)?;
-        let (is_wanted, says) = self.rules_of(url, &path).await?;
+        let mut origins = Vec::new();
+        let (is_wanted, says) = self.rules_of(url, &path, &mut origins).await?;
         let kept_ms = if matches!(says, Some(Says::Fails(_))) { FAILED_KEPT_MS } else { KEPT_MS };
         let said = match says {
             Some(Says::Fails(status)) => Err(fails(status)),
             _ => wanted(is_wanted),
         };
         if let Some(says) = says {
-            // The file's own word on how long it counts is no longer than a day (2.4).
-            known.keep(Known { origin, until_ms: now_ms + kept_ms, says });
+            // No longer than a day (2.4).
+            for origin in origins {
+                known.keep(Known { origin, until_ms: now_ms + kept_ms, says: says.clone() });
+            }
         }
         said
     }
 
-    /// Reads the rules of a page's site for that page: whether they allow it, and what can be kept.
-    async fn rules_of(&self, url: &Url, path: &str) -> Result<(bool, Option<Says>), NoPreview> {
+    /// Reads the rules of a page's site for that page: whether they allow it, and what can be kept. `origins`: whose they are,
+    /// which are the sites on the way that were asked for their own: a page under http mostly leads to one under https, as this does.
+    async fn rules_of(
+        &self,
+        url: &Url,
+        path: &str,
+        origins: &mut Vec<String>,
+    ) -> Result<(bool, Option<Says>), NoPreview> {
         let all = || Ok((true, Some(Says::Rules(Rules::NONE))));
         let until = self.0.parts.clock.instant() + RULES_TIME;
-        let mut at = url.join("/robots.txt").map_err(|_| NoPreview::Failed("has no address".to_owned()))?;
+        let mut at = url.join(RULES_PATH).map_err(|_| NoPreview::Failed("has no address".to_owned()))?;
         for redirects in 0..=REDIRECTS_MAX {
+            if at.path() == RULES_PATH && at.query().is_none() {
+                origins.push(at.origin().ascii_serialization());
+            }
             let mut answer = match self.ask_once(&at, What::Rules, until).await {
                 Ok(answer) => answer,
                 // It leads where nobody may go: there is none (2.3.1.3).

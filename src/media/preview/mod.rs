@@ -23,11 +23,12 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use url::Url;
 
-use super::picture::Shape;
+use super::picture::{HEAD_BYTES, Shape};
 use super::place::INCOMING;
 use super::thumbnail::{Small, Tried};
-use super::{About, Error, MEDIA_ID_CHARS, Media};
+use super::{About, Error, MEDIA_ID_CHARS, Media, upload};
 use crate::base::{KeyedLock, Live, blocking, gathered, unbroken};
+use crate::budget::{Grant, turn_with_memory};
 use crate::remote::web::{WebAnswer, WebFailed};
 use crate::store::tables::preview::{self, Preview};
 use crate::store::{UserNum, WriteError};
@@ -48,6 +49,11 @@ const WAITING_MAX: usize = 32;
 /// The same of one user: what an app asks for when it opens a room. Four people who open theirs do not keep others waiting.
 const OF_USER_MAX: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(20);
+/// What a page that is fetched holds, one after the other: what its site asks of programs, itself, the head of its picture.
+const HELD_BYTES: u64 = 40 << 10;
+const _: () = assert!(page::BYTES <= HELD_BYTES && robots::BYTES <= HELD_BYTES && HEAD_BYTES <= HELD_BYTES);
+/// The picture is made, and waits for memory to be stored so long at most: others wait for the turn.
+const STORING: Duration = Duration::from_secs(5);
 const KEPT_MS: u64 = 24 * 60 * 60 * 1000;
 /// What failed is tried again after this.
 const FAILED_KEPT_MS: u64 = 10 * 60 * 1000;
@@ -72,7 +78,7 @@ pub struct PreviewOptions {
 /// What previews are bounded by.
 pub(super) struct Previews {
     options: Live<PreviewOptions>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// Who waits or is served, once for each page: at most [`WAITING_MAX`].
     waiting: Arc<Mutex<Vec<UserNum>>>,
     /// Users whose page is fetched, or next.
@@ -100,7 +106,7 @@ impl Previews {
     pub(super) fn new() -> Previews {
         Previews {
             options: Live::new(PreviewOptions::default()),
-            turns: Semaphore::new(AT_ONCE),
+            turns: Arc::new(Semaphore::new(AT_ONCE)),
             waiting: Arc::default(),
             of_users: KeyedLock::default(),
             fetching: KeyedLock::default(),
@@ -186,11 +192,13 @@ impl Media {
         if let Some(kept) = self.look_up(url.as_str()).await? {
             return Ok(kept);
         }
-        let turn = clock.timeout(PATIENCE, previews.turns.acquire()).await;
-        let Some(Ok(_turn)) = turn else { return Err(NoPreview::Busy) };
-        let made = self.fetch_preview(user, &url).await;
+        let account = self.0.parts.budget.account("media");
+        let turn = clock.timeout(PATIENCE, turn_with_memory(clock, &previews.turns, &account, HELD_BYTES)).await;
+        let (turn, grant) = turn.ok_or(NoPreview::Busy)?.map_err(Error::from)?;
+        let made = self.fetch_preview(user, &url, grant).await;
+        drop(turn);
         let (answer, failed, media_id, kept_ms) = match &made {
-            Ok(made) => (made.answer.clone(), None, made.media_id.clone(), KEPT_MS),
+            Ok(made) => (made.answer.clone(), None, made.media_id.clone(), made.kept_ms),
             Err(NoPreview::Failed(why)) => (String::new(), Some(why.clone()), None, FAILED_KEPT_MS),
             Err(NoPreview::Unwanted) => (String::new(), Some(UNWANTED.to_owned()), None, FAILED_KEPT_MS),
             // Ours, or not worth a row.
@@ -261,7 +269,7 @@ impl Media {
         Ok(())
     }
 
-    async fn fetch_preview(&self, user: UserNum, url: &Url) -> Result<Made, NoPreview> {
+    async fn fetch_preview(&self, user: UserNum, url: &Url, grant: Grant) -> Result<Made, NoPreview> {
         let mut answer = self.ask(url, What::Page).await?;
         let head =
             |name: &str| answer.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_owned();
@@ -278,13 +286,12 @@ impl Media {
                     json!(percent_encoding::percent_decode_str(&name).decode_utf8_lossy()),
                 );
             }
-            let media_id = self.picture(user, answer, &mut facts).await?;
+            let media_id = self.picture(user, answer, &mut facts, grant).await?;
             return Ok(Made::of(facts, media_id));
         }
         if !matches!(essence.as_str(), "text/html" | "application/xhtml+xml" | "application/xml" | "text/xml") {
             return Ok(Made::of(Map::new(), None));
         }
-        let grant = self.0.parts.budget.account("media").take(page::BYTES).await.map_err(Error::from)?;
         let (mut page, mut bytes) = (Page::new(Encoding::of_content_type(&content_type)), 0);
         while let Some(piece) = answer.next().await.map_err(failed)? {
             bytes += piece.len() as u64;
@@ -295,21 +302,26 @@ impl Media {
         // Before another connection is made.
         drop(answer);
         let Facts { properties, picture } = page.facts(forbids_text(&robots));
-        // What is left is a title and a few words; storing the picture takes from the same account.
-        drop(grant);
         let mut facts: Map<_, _> =
             gathered(properties.into_iter().map(|(name, text)| (name.to_owned(), Value::from(text))));
-        let mut media_id = None;
+        let (mut media_id, mut kept_ms) = (None, KEPT_MS);
         if let Some(picture) =
             picture.and_then(|picture| base.join(&picture).ok()).and_then(|url| self.allowed(url.as_str()).ok())
         {
             // A page without its picture is still worth showing.
             match self.ask(&picture, What::Picture).await {
-                Ok(answer) => media_id = self.picture(user, answer, &mut facts).await.unwrap_or_default(),
+                Ok(answer) => match self.picture(user, answer, &mut facts, grant).await {
+                    Ok(stored) => media_id = stored,
+                    Err(failed) => {
+                        tracing::debug!("a preview has no picture: {failed}");
+                        // Another time there is memory or room for it.
+                        kept_ms = FAILED_KEPT_MS;
+                    }
+                },
                 Err(failed) => tracing::debug!("a preview has no picture: {failed}"),
             }
         }
-        Ok(Made::of(facts, media_id))
+        Ok(Made { kept_ms, ..Made::of(facts, media_id) })
     }
 
     /// Stores a picture, made smaller, and says so in `facts`. None for what is no picture, or too large.
@@ -318,6 +330,7 @@ impl Media {
         user: UserNum,
         mut answer: WebAnswer,
         facts: &mut Map<String, Value>,
+        grant: Grant,
     ) -> Result<Option<String>, NoPreview> {
         let content_type = answer.headers.get("content-type").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let mut content_type = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -330,7 +343,7 @@ impl Media {
         }
         drop(answer);
         let mut size = None;
-        match self.preview_picture(&scratch.file, scratch.bytes).await? {
+        match self.preview_picture(&scratch.file, scratch.bytes, grant).await? {
             Some((small, is)) => {
                 size = Some(is);
                 if let Some(small) = small {
@@ -354,8 +367,14 @@ impl Media {
     }
 
     /// A smaller picture with its size, or the size of one that need not be smaller; none for what is not decoded.
-    async fn preview_picture(&self, file: &File, bytes: u64) -> Result<Option<(Option<Small>, (u32, u32))>, Error> {
-        let Some((size, plan)) = self.plan_of(file, bytes, Shape::Scale800).await? else { return Ok(None) };
+    async fn preview_picture(
+        &self,
+        file: &File,
+        bytes: u64,
+        grant: Grant,
+    ) -> Result<Option<(Option<Small>, (u32, u32))>, Error> {
+        // The memory is others' while one for pictures is waited for.
+        let Some((size, plan)) = self.plan_of(file, bytes, Shape::Scale800, grant).await? else { return Ok(None) };
         let Some((shape, holds)) = plan else { return Ok(Some((None, size)).filter(|_| bytes <= OWN_BYTES_MAX)) };
         match self.small(file, shape, holds).await? {
             Tried::Made(small) => {
@@ -366,11 +385,14 @@ impl Media {
         }
     }
 
-    async fn store(&self, user: UserNum, scratch: Scratch, content_type: &str) -> Result<String, Error> {
-        let mut upload = self.begin(user, Some(scratch.bytes)).await?;
+    async fn store(&self, user: UserNum, scratch: Scratch, content_type: &str) -> Result<String, NoPreview> {
+        let account = self.0.parts.budget.account("media");
+        let grant = self.0.parts.clock.timeout(STORING, account.take(upload::HELD_BYTES)).await;
+        let grant = grant.ok_or(NoPreview::Busy)?.map_err(Error::from)?;
+        let mut upload = self.begin(user, Some(scratch.bytes)).await?.paid_by(grant);
         let mut at = 0;
         while at < scratch.bytes {
-            let file = scratch.file.try_clone()?;
+            let file = scratch.file.try_clone().map_err(Error::from)?;
             let piece = blocking(move || piece_at(&file, at)).await?;
             if piece.is_empty() {
                 break;
@@ -378,7 +400,8 @@ impl Media {
             at += piece.len() as u64;
             upload.write(piece.into()).await?;
         }
-        upload.finish(About { content_type: Some(content_type.to_owned()), name: None }, None).await
+        let about = About { content_type: Some(content_type.to_owned()), name: None };
+        Ok(upload.finish(about, None).await?)
     }
 }
 
@@ -386,11 +409,12 @@ impl Media {
 struct Made {
     answer: String,
     media_id: Option<String>,
+    kept_ms: u64,
 }
 
 impl Made {
     fn of(facts: Map<String, Value>, media_id: Option<String>) -> Made {
-        Made { answer: Value::Object(facts).to_string(), media_id }
+        Made { answer: Value::Object(facts).to_string(), media_id, kept_ms: KEPT_MS }
     }
 }
 
@@ -470,6 +494,34 @@ fn is_one_of(host: &str, these: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::Clock;
+    use crate::budget::Budget;
+
+    /// Two that waited for memory kept all others waiting, also those whose link was no page.
+    #[tokio::test]
+    async fn who_waits_for_memory_leaves_the_turn_to_others() {
+        let (clock, budget) = (Clock::simulated(1_000_000), Budget::for_tests());
+        let (account, media) = (budget.account("media"), crate::media::tests::media(&clock, &budget));
+        media.set_previews(PreviewOptions { enabled: true, ..PreviewOptions::default() });
+        let all = account.try_take(account.limit()).unwrap();
+        let asked: Vec<_> = (1..4)
+            .map(|user| {
+                let media = media.clone();
+                tokio::spawn(async move { media.preview(UserNum(user), &format!("http://127.0.0.1/{user}")).await })
+            })
+            .collect();
+        while media.0.previews.waiting.lock().len() < 3 || !account.is_awaited() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        crate::base::testing::settled().await;
+        assert_eq!(media.0.previews.turns.available_permits(), AT_ONCE);
+        drop(all);
+        for asked in asked {
+            assert!(matches!(asked.await.unwrap(), Err(NoPreview::Denied(_))));
+        }
+        assert_eq!((account.used(), media.0.previews.turns.available_permits()), (0, AT_ONCE));
+        let _ = std::fs::remove_dir_all(&media.0.parts.folder);
+    }
 
     /// One user's links took all turns and all places of those who wait.
     #[test]

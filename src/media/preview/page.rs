@@ -14,10 +14,12 @@ const TEXT_BYTES_MAX: usize = 2 << 10;
 const WORDS_BYTES_MAX: usize = 1 << 10;
 /// Properties that are kept: one of each kind.
 const PROPERTIES_MAX: usize = KNOWN.len();
+/// Of all of them. What is shown of a page are four, none of them as long as one may be.
+const PROPERTIES_BYTES_MAX: usize = 18 << 10;
 
-/// What is kept at most: the tag, its parts, and the texts.
+/// What is kept at most: the tag, its parts, and the texts. 38.3 KiB.
 pub(super) const BYTES: u64 =
-    (2 * TAG_BYTES_MAX + (PROPERTIES_MAX + 2) * (TEXT_BYTES_MAX + 64) + WORDS_BYTES_MAX) as u64;
+    (2 * TAG_BYTES_MAX + PROPERTIES_BYTES_MAX + (PROPERTIES_MAX + 2) * 64 + TEXT_BYTES_MAX + WORDS_BYTES_MAX) as u64;
 
 /// Properties whose values are kept. Of each the first counts.
 const KNOWN: [&str; 19] = [
@@ -252,8 +254,10 @@ impl Page {
         let known = KNOWN.into_iter().find(|known| name.eq_ignore_ascii_case(known.as_bytes()));
         let Some(known) = known else { return };
         let is_new = self.properties.iter().all(|(other, _)| *other != known);
-        if is_new && !content.trim_ascii().is_empty() && self.properties.len() < PROPERTIES_MAX {
-            self.properties.push((known, content[..content.len().min(TEXT_BYTES_MAX)].to_vec()));
+        let content = &content[..content.len().min(TEXT_BYTES_MAX)];
+        let bytes: usize = self.properties.iter().map(|(_, text)| text.len()).sum();
+        if is_new && !content.trim_ascii().is_empty() && bytes + content.len() <= PROPERTIES_BYTES_MAX {
+            self.properties.push((known, content.to_vec()));
         }
     }
 
@@ -449,6 +453,7 @@ mod tests {
                 page.read(piece);
             }
             assert!(page.tag.len() <= TAG_BYTES_MAX && page.words.len() <= WORDS_BYTES_MAX);
+            assert!(page.properties.iter().map(|(_, text)| text.len()).sum::<usize>() <= PROPERTIES_BYTES_MAX);
             for (_, text) in page.facts(false).properties {
                 assert!(text.len() <= 4 * TEXT_BYTES_MAX && !text.contains(char::is_control), "{text:?}");
             }

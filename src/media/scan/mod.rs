@@ -26,10 +26,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 
-use super::turn::turn_with_memory;
 use super::{Error, Media};
 use crate::base::{KeyedLock, Live, blocking, detached, unbroken};
-use crate::budget::Budget;
+use crate::budget::{Budget, turn_with_memory};
 use crate::remote::scanner::{PROBE_BYTES, SCAN_BYTES, ScanFailed, Scanned, Scanner, Signs};
 use crate::store::WriteError;
 use crate::store::tables::media::{self, Clean, Mark};
@@ -100,7 +99,7 @@ type Tell = Box<dyn Fn(Harmful) + Send + Sync>;
 /// What scans are bounded by.
 pub(super) struct Scans {
     options: Live<ScanOptions>,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
     /// By the hash of the file.
     of_files: KeyedLock,
     waiting: Arc<AtomicUsize>,
@@ -164,7 +163,7 @@ impl Scans {
         let turns = (budget.account("media").limit() / ONE_BYTES).clamp(1, 2) as usize;
         Scans {
             options: Live::new(options),
-            turns: Semaphore::new(turns),
+            turns: Arc::new(Semaphore::new(turns)),
             of_files: KeyedLock::default(),
             waiting: Arc::default(),
             standing: Standing::default(),

@@ -1,32 +1,33 @@
 //! A turn at what only a few may do at a time, with the memory for it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::{Account, Grant, Refused};
 use crate::base::Clock;
-use crate::budget::{Account, Grant, Refused};
 
 /// How often memory came when the turn was another's. Each time others went on.
 const TRIES: u32 = 8;
 
 /// Waits for both, but for neither with the other in hand: whoever waits for memory with a turn stops all others, and whoever waits for
 /// a turn with memory takes it from them. Refused when the memory does not come in the account's time.
-pub(super) async fn turn_with_memory<'a>(
+pub async fn turn_with_memory(
     clock: &Clock,
-    turns: &'a Semaphore,
+    turns: &Arc<Semaphore>,
     account: &Account,
     bytes: u64,
-) -> Result<(SemaphorePermit<'a>, Grant), Refused> {
+) -> Result<(OwnedSemaphorePermit, Grant), Refused> {
     for _ in 0..TRIES {
-        let Ok(turn) = turns.acquire().await else { break };
+        let Ok(turn) = turns.clone().acquire_owned().await else { break };
         // At once, or not at all.
         if let Some(granted) = clock.timeout(Duration::ZERO, account.take(bytes)).await {
             return Ok((turn, granted?));
         }
         drop(turn);
         let grant = account.take(bytes).await?;
-        if let Ok(turn) = turns.try_acquire() {
+        if let Ok(turn) = turns.clone().try_acquire_owned() {
             return Ok((turn, grant));
         }
     }
@@ -36,8 +37,6 @@ pub(super) async fn turn_with_memory<'a>(
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::budget::Budget;
 
