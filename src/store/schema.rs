@@ -335,6 +335,11 @@ pub const SEARCH_LATE: Table =
     table("search_late", "room", "EventNum → nothing: got its place in a timeline behind the index");
 pub const SEARCH_GONE: Table =
     table("search_gone", "room", "RoomNum, place of a redacted event → hash32 of each word that is to be taken out");
+pub const SEARCH_STALE: Table = table(
+    "search_stale",
+    "room",
+    "RoomNum → u64 place of the newest event that was removed, u64 how often: words of removed events are to be taken out",
+);
 
 // ---- room: joins under way (tables/room: join.rs, staged.rs)
 pub const JOIN: Table = table("join", "room", "join number → JSON Journal of a join under way");
@@ -499,6 +504,7 @@ pub const TABLES: &[&Table] = &[
     &SEARCH_STATUS,
     &SEARCH_LATE,
     &SEARCH_GONE,
+    &SEARCH_STALE,
     &JOIN,
     &STAGED,
     &PURGE,

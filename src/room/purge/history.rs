@@ -1,7 +1,8 @@
 //! Removes old messages: those that the owner's setting, or the room's own `m.room.retention` (MSC1763), says are to go.
 //!
 //! What the room needs to go on stays: events of its state, which also are all that others authorise with, redactions, the
-//! newest events, and whatever newer events relate to. What goes is not fetched again, as no gap is left where it was.
+//! newest events, and whatever newer events relate to. What goes is not fetched again, as no gap is left where it was. Its
+//! words are noted, and go out of the index when all of a removal is over (`words.rs`).
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -13,6 +14,7 @@ use crate::room::append::relations::relation_of;
 use crate::room::error::Result;
 use crate::room::state::{self, event::load_row};
 use crate::store::tables::room::event_row::{Kind, Row};
+use crate::store::tables::room::search::{Down, stale};
 use crate::store::tables::room::{self, Status, event, relation, timeline};
 use crate::store::tables::user;
 use crate::store::{self, RoomNum, Write, WriteError};
@@ -193,7 +195,7 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, reach: Reach) -> store::Resu
         page.push((order, event));
         Ok(if page.len() < EVENTS_A_STEP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;
-    let (mut rows, mut reached, mut is_full) = (0, None, page.len() == EVENTS_A_STEP);
+    let (mut rows, mut reached, mut newest, mut is_full) = (0, None, None, page.len() == EVENTS_A_STEP);
     for (order, at) in &page {
         if rows >= ROWS_MAX {
             is_full = true;
@@ -220,9 +222,11 @@ fn step(w: &mut Write<'_>, num: RoomNum, from: i64, reach: Reach) -> store::Resu
         let bytes = event.to_federation().len() as u64;
         (row.events, row.bytes) = (row.events.saturating_sub(1), row.bytes.saturating_sub(bytes));
         (done.events, done.bytes) = (done.events + 1, done.bytes + bytes);
+        newest = Some(*order);
     }
-    if done.events > 0 {
+    if let Some(newest) = newest {
         room::put(w, num, &row)?;
+        stale::note(w, num, Down::of(newest))?;
     }
     done.next = reached.filter(|_| is_full && is_any_old);
     Ok(done)

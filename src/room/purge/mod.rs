@@ -2,10 +2,12 @@
 //!
 //! One room at a time, in writes of at most a thousand rows with pauses between them. How far it is lies in the store
 //! (`store/tables/room/purge.rs`), so that a start goes on with it. What its state trees took is freed by the next sweep
-//! (`state/sweep.rs`), which follows. What all of that leaves free goes back to the disk (`space.rs`).
+//! (`state/sweep.rs`), which follows. The words of what was removed go out of the index of the search (`words.rs`). What all
+//! of that leaves free goes back to the disk (`space.rs`).
 
 mod history;
 pub(in crate::room) mod space;
+mod words;
 
 use std::time::Duration;
 
@@ -16,7 +18,7 @@ use super::Rooms;
 use super::error::{Error, Result};
 use crate::base::{Worker, blocking};
 use crate::store::tables::room::purge::{self, Purge};
-use crate::store::tables::room::{self, Status, event_row::Membership, join, member, search};
+use crate::store::tables::room::{self, Status, event_row::Membership, join, member};
 use crate::store::tables::user;
 use crate::store::{EventNum, RoomNum, WriteError};
 
@@ -29,9 +31,6 @@ const ROWS_MAX: usize = 1000;
 const EVENTS_MAX: usize = 300;
 /// Events of all rooms looked at in one step.
 const LOOKED_AT: usize = 4000;
-/// Chunks of the index of words looked at in one step, a kilobyte each, and changed in one write.
-const CHUNKS_LOOKED_AT: usize = 1000;
-const CHUNKS_MAX: usize = 100;
 /// Between two writes, for others'.
 const PAUSE: Duration = Duration::from_millis(40);
 /// After a failure, and between two looks for rooms that nobody is in.
@@ -204,6 +203,10 @@ impl Rooms {
                 tracing::warn!(%failed, "old messages could not be removed; this is tried again");
                 worker.failed(failed);
             }
+            if let Err(failed) = self.forget_words(worker).await {
+                tracing::warn!(%failed, "words of removed messages could not be taken out of the index; this is tried again");
+                worker.failed(failed);
+            }
             worker.idle_for(pause);
             tokio::select! {
                 () = self.0.parts.clock.sleep(pause) => {}
@@ -257,29 +260,10 @@ impl Rooms {
             reached = last;
             self.0.parts.clock.sleep(PAUSE).await;
         }
-        self.forget_words(num).await?;
         if let Some(done) = self.freed(move |w| purge::end(w, num)).await? {
             tracing::info!(room = %done.room_id, events = done.events, rows = done.rows, "a room was removed");
         }
         Ok(())
-    }
-
-    /// Takes the words of a room, whose events are gone, out of the index that the search reads. Reads all of the index, and
-    /// writes what has to change; begins anew after a start.
-    async fn forget_words(&self, num: RoomNum) -> Result<()> {
-        let mut from = Vec::new();
-        loop {
-            let rooms = self.clone();
-            let look =
-                move || search::chunks_of(&rooms.0.parts.store.read()?, num, &from, CHUNKS_LOOKED_AT, CHUNKS_MAX);
-            let (chunks, next) = blocking(look).await?;
-            if !chunks.is_empty() {
-                self.freed(move |w| search::take_out_room(w, num, &chunks)).await?;
-            }
-            let Some(next) = next else { return Ok(()) };
-            from = next;
-            self.0.parts.clock.sleep(PAUSE).await;
-        }
     }
 
     async fn freed<T: Send + 'static>(

@@ -232,6 +232,8 @@ impl Rooms {
                 tracing::info!(room = %room_id, events, bytes, "old messages were removed");
                 (task.gone.events, task.gone.bytes) = (events, bytes);
                 task.stage = Stage::Done;
+                // Its words are next.
+                self.0.purge.notify_one();
                 Ok(None)
             }
         }
@@ -245,6 +247,7 @@ impl Rooms {
                 let Gone { events, bytes, .. } = task.gone;
                 tracing::info!(events, bytes, "old messages were removed");
                 task.stage = Stage::Done;
+                self.0.purge.notify_one();
                 return Ok(None);
             };
             let (events, bytes) = self.purge_room_history(num, Reach::before(before_ms)).await?;

@@ -18,9 +18,8 @@ use crate::room::Rooms;
 use crate::room::error::Result;
 use crate::store::tables::room::event;
 use crate::store::tables::room::event_row::Row;
-use crate::store::tables::room::search::{self, Down, Posting, Status, status};
-use crate::store::tables::room::{self, purge};
-use crate::store::{self, Change, EventNum, Follower, Get, Position, Read, RoomNum, Store, Write};
+use crate::store::tables::room::search::{self, Down, Posting, Status, stale, status};
+use crate::store::{self, Change, EventNum, Follower, Get, Position, Read, Store, Write};
 
 /// Events behind the index, of all kinds, that make a flush worthwhile. A search reads those of them that have words.
 pub const BEHIND: u64 = 256;
@@ -164,7 +163,7 @@ async fn step(rooms: &Rooms) -> Result<Step> {
         (None, _) => {
             let begin = |w: &mut Write<'_>| {
                 let next = EventNum(w.next_number("event")?);
-                status::set(w, Some(&Status { low: next, high: next, ..Status::default() }))
+                status::set(w, Some(&Status { low: next, high: next, is_checked: true, ..Status::default() }))
             };
             writing(rooms, begin).await?;
             return Ok(Step::Soon(0));
@@ -272,11 +271,11 @@ pub fn searchable(row: &Row) -> Option<Key> {
 async fn take_in(rooms: &Rooms, forwards: bool) -> Result<u64> {
     let gathered = rooms.reading(move |_, read| Ok(gather(read, forwards)?)).await?;
     let Some((was, now, late, mut batch)) = gathered else { return Ok(0) };
-    batch.postings.sort_unstable();
     let events = batch.events;
     writing(rooms, move |w| {
         let Some(mut status) = status::get(w)?.filter(|status| (status.low, status.high) == was) else { return Ok(0) };
-        leave_out_gone(w, &mut batch.postings)?;
+        stale::leave_out(w, &mut batch.postings)?;
+        batch.postings.sort_unstable();
         (status.low, status.high) = now;
         late.into_iter().try_for_each(|num| search::remove_late(w, num))?;
         search::add(w, &mut status, &batch.postings, batch.events)?;
@@ -284,23 +283,6 @@ async fn take_in(rooms: &Rooms, forwards: bool) -> Result<u64> {
         Ok(events)
     })
     .await
-}
-
-/// Leaves out rooms that are being removed, or were since the events were read: the words of those are taken out only once.
-fn leave_out_gone(get: &impl Get, postings: &mut Vec<Posting>) -> store::Result<()> {
-    let mut rooms: Vec<RoomNum> = postings.iter().map(|posting| posting.room).collect();
-    rooms.sort_unstable();
-    rooms.dedup();
-    let mut gone = Vec::new();
-    for room in rooms {
-        if room::get(get, room)?.is_none() || purge::get(get, room)?.is_some() {
-            gone.push(room);
-        }
-    }
-    if !gone.is_empty() {
-        postings.retain(|posting| gone.binary_search(&posting.room).is_err());
-    }
-    Ok(())
 }
 
 type Range = (EventNum, EventNum);

@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
+use super::search::{Down, stale};
 use super::{Room, Status, directory, event, thread_subscription, user_room};
 use crate::store::schema::{
     CURRENT_STATE, GUESTS_NOTED, MASS_REDACTION, MEMBER, POLICY_RULE, PURGE, RECEIPT, RECEIPT_LOG, RELATION,
@@ -164,9 +165,10 @@ pub fn remove_events(w: &mut Write<'_>, num: RoomNum, events: &[EventNum], reach
     tables::put_json(w, &PURGE, &num.to_key(), &purge)
 }
 
-/// Ends it: the room's name goes too, unless somebody was invited meanwhile.
+/// Ends it: the room's name goes too, unless somebody was invited meanwhile. Its words in the index are noted, and go next.
 pub fn end(w: &mut Write<'_>, num: RoomNum) -> Result<Option<Purge>> {
     let Some(purge) = get(w, num)? else { return Ok(None) };
+    stale::note(w, num, Down::MIN)?;
     if w.first_in_prefix(&ROOM_LOCAL, &num.to_key())?.is_none() {
         super::remove(w, num)?;
     }

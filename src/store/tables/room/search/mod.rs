@@ -8,20 +8,22 @@
 //! A posting's event is named by its place in the room's timeline. An event stands in one segment with all of its words,
 //! so words are intersected segment by segment.
 //!
-//! `chunk.rs`: how postings are packed; `cursor.rs`: reading them; `status.rs`: which segments there are; here: the verbs.
+//! `chunk.rs`: how postings are packed; `cursor.rs`: reading them; `status.rs`: which segments there are; `stale.rs`: words of events
+//! that were removed; here: the other verbs.
 
 use std::ops::ControlFlow;
 
-use crate::store::schema::{SEARCH, SEARCH_GONE, SEARCH_LATE};
+use crate::store::schema::{SEARCH, SEARCH_GONE, SEARCH_LATE, SEARCH_STALE};
 use crate::store::{Error, EventNum, Get, Parts, Result, RoomNum, Write};
 pub use chunk::{Down, Posting};
-use chunk::{Packed, Packer, Postings};
+use chunk::{Packed, Packer};
 pub use cursor::Place;
 use cursor::{Cursor, Scan, chunk_with};
 pub use status::{Merge, Segment, Status};
 
 mod chunk;
 mod cursor;
+pub mod stale;
 pub mod status;
 #[cfg(test)]
 mod tests;
@@ -149,7 +151,7 @@ pub fn sweep(w: &mut Write<'_>, status: &mut Status, rows_max: usize) -> Result<
 /// Removes at most `rows_max` rows of the whole index. True when none are left.
 pub fn clear(w: &mut Write<'_>, rows_max: usize) -> Result<bool> {
     let mut left = rows_max;
-    for table in [&SEARCH, &SEARCH_LATE, &SEARCH_GONE] {
+    for table in [&SEARCH, &SEARCH_LATE, &SEARCH_GONE, &SEARCH_STALE] {
         left -= w.remove_prefix(table, &[], left)?;
     }
     if left > 0 {
@@ -161,67 +163,17 @@ pub fn clear(w: &mut Write<'_>, rows_max: usize) -> Result<bool> {
 /// The key of a chunk.
 pub type ChunkKey = [u8; chunk::KEY_BYTES];
 
-/// The chunks that have words of a room, at most `most`, among the `looked_at_max` from a key on; and where to go on, none
-/// at the end. Holds one chunk.
-///
-/// Segments are numbered as they are made, and a merge writes into one with a higher number than those it reads. So whoever
-/// takes the words out of what this finds, and goes on, has all that were there at the beginning, also those that were
-/// merged meanwhile.
-pub fn chunks_of(
-    get: &impl Get,
-    room: RoomNum,
-    from: &[u8],
-    looked_at_max: usize,
-    most: usize,
-) -> Result<(Vec<ChunkKey>, Option<Vec<u8>>)> {
-    let Some(status) = status::get(get)? else { return Ok((Vec::new(), None)) };
-    let (mut found, mut looked_at, mut next) = (Vec::new(), 0, None);
-    get.range(&SEARCH, from, None, false, &mut |key, chunk| {
-        if looked_at == looked_at_max || found.len() == most {
-            next = Some(key.to_vec());
-            return Ok(ControlFlow::Break(()));
+/// Shows all postings of all segments. For tests.
+#[cfg(test)]
+pub(crate) fn each(get: &impl Get, visit: &mut dyn FnMut(Posting)) -> Result<()> {
+    for segment in status::get(get)?.unwrap_or_default().all() {
+        let mut scan = Scan::new(get, segment, None)?;
+        while let Some(posting) = scan.now() {
+            visit(posting);
+            scan.step()?;
         }
-        looked_at += 1;
-        let (Ok(key), Ok(first)) = (ChunkKey::try_from(key), chunk::first_of(key)) else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        let Some(segment) = status.all().find(|segment| segment.id.to_be_bytes() == key[..4]) else {
-            return Ok(ControlFlow::Continue(()));
-        };
-        let mut postings = Postings::new(first, segment.base, chunk.to_vec());
-        // What a damaged chunk had is lost for searches, too.
-        while let Ok(Some(posting)) = postings.next() {
-            if posting.room == room {
-                found.push(key);
-                break;
-            }
-        }
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok((found, next))
-}
-
-/// Takes the words of a room out of chunks.
-pub fn take_out_room(w: &mut Write<'_>, room: RoomNum, chunks: &[ChunkKey]) -> Result<()> {
-    let Some(mut status) = status::get(w)? else { return Ok(()) };
-    for key in chunks {
-        let Some(chunk) = w.get(&SEARCH, key)? else { continue };
-        let mut segments = status.segments.iter_mut().chain(status.merge.iter_mut().map(|merge| &mut merge.into));
-        let Some(segment) = segments.find(|segment| segment.id.to_be_bytes() == key[..4]) else { continue };
-        let bytes = (key.len() + chunk.len()) as u64;
-        let (mut packer, mut postings) =
-            (Packer::new(segment.base), Postings::new(chunk::first_of(key)?, segment.base, chunk));
-        let corrupt = |_| Error::corrupt(&SEARCH, key);
-        while let Some(posting) = postings.next().map_err(corrupt)? {
-            if posting.room != room {
-                packer.push(posting);
-            }
-        }
-        w.remove(&SEARCH, key)?;
-        let left = put_chunks(w, segment.id, packer.finish())?;
-        segment.bytes = (segment.bytes + left).saturating_sub(bytes);
     }
-    status::set(w, Some(&status))
+    Ok(())
 }
 
 /// What a search does after a place it was shown.

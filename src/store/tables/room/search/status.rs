@@ -39,6 +39,8 @@ pub struct Status {
     pub high: EventNum,
     /// The bound of its size was reached: what is older stays out.
     pub is_full: bool,
+    /// Whether each removal of events since it was begun is noted (`stale.rs`), or what was there before has been looked at.
+    pub is_checked: bool,
     pub next_segment: u32,
     pub segments: Vec<Segment>,
     pub merge: Option<Merge>,
@@ -83,7 +85,7 @@ impl Status {
 
     fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + 32 * self.segments.len());
-        out.push(u8::from(self.is_full) | u8::from(self.merge.is_some()) << 1);
+        out.push(u8::from(self.is_full) | u8::from(self.merge.is_some()) << 1 | u8::from(self.is_checked) << 2);
         for number in [self.low.0, self.high.0, self.next_segment] {
             put_u64(&mut out, number.into());
         }
@@ -112,6 +114,7 @@ impl Status {
             low: EventNum(unpack.u32()?),
             high: EventNum(unpack.u32()?),
             is_full: first & 1 != 0,
+            is_checked: first & 4 != 0,
             next_segment: unpack.u32()?,
             ..Status::default()
         };
@@ -175,7 +178,8 @@ mod tests {
         };
         let mut status = Status { low: EventNum(7), high: EventNum(900), next_segment: 4, ..Status::default() };
         assert_eq!(Status::decode(&status.encode()).as_ref(), Some(&status));
-        (status.is_full, status.segments, status.gone) = (true, vec![segment(1), segment(2)], vec![0]);
+        (status.is_full, status.is_checked) = (true, true);
+        (status.segments, status.gone) = (vec![segment(1), segment(2)], vec![0]);
         let upto = Some(Posting { hash: u32::MAX, room: RoomNum(3), down: Down::of(-1) });
         for upto in [None, upto] {
             status.merge = Some(Merge { inputs: vec![1, 2], into: segment(3), upto, oldest_kept: Down(u64::MAX) });

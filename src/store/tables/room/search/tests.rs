@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::base::Random;
 use crate::store::Store;
+use crate::store::tables::room::timeline;
 
 /// An event has a few of the words; word 0 is in nearly all.
 fn postings(random: &Random, room: u32, order: i64) -> Vec<Posting> {
@@ -158,52 +159,97 @@ fn an_index_that_is_too_large_loses_what_is_oldest() {
     store.write_blocking(job).unwrap();
 }
 
-/// The words of rooms that were removed stayed, for as long as there was an index.
+/// What a walk finds, and whether it is over, until it is.
+fn walk(w: &mut Write<'_>, stale: &stale::Stale, steps_max: usize) -> Result<usize> {
+    let (mut from, mut steps) = (Vec::new(), 0);
+    while steps < steps_max {
+        let (chunks, next) = stale::chunks(w, stale, &from, 3, 2)?;
+        assert!(chunks.len() <= 2);
+        stale::take_out(w, stale, &chunks)?;
+        steps += 1;
+        if steps % 4 == 0 {
+            let mut status = status::get(w)?.unwrap();
+            merge_step(w, &mut status, 1)?;
+            status::set(w, Some(&status))?;
+        }
+        let Some(next) = next else { break };
+        from = next;
+    }
+    Ok(steps)
+}
+
+/// The words of rooms that were removed, and of old messages, stayed for as long as there was an index.
 #[test]
-fn a_rooms_words_are_taken_out_while_a_merge_goes_on() {
+fn words_of_removed_events_are_taken_out_while_a_merge_goes_on() {
     let (store, random) = (Store::in_memory(), Random::seeded(5));
     let job = move |w: &mut Write<'_>| {
-        let (mut status, mut all, gone) = (Status::default(), Vec::new(), RoomNum(3));
+        let (gone, shortened) = (RoomNum(3), RoomNum(4));
+        let is_gone = |posting: &Posting| {
+            let order = posting.down.order();
+            posting.room == gone || posting.room == shortened && order < 800 && order % 7 != 0
+        };
+        let (mut status, mut all) = (Status { is_checked: true, ..Status::default() }, Vec::new());
         for batch in 0..MERGED as i64 {
             let mut new: Vec<_> =
                 (0..200).flat_map(|n| postings(&random, random.below(6) as u32, batch * 200 + n)).collect();
+            for posting in new.iter().filter(|posting| !is_gone(posting)) {
+                timeline::put(w, posting.room, posting.down.order(), EventNum(1))?;
+            }
             new.sort_unstable();
             add(w, &mut status, &new, 200)?;
             all.extend(new);
         }
         all.sort_unstable();
+        let segments = status.segments.clone();
         assert!(begin_merge(&mut status, u64::MAX));
         merge_step(w, &mut status, 1)?;
         status::set(w, Some(&status))?;
-        let (mut from, mut steps) = (Vec::new(), 0);
-        loop {
-            let (chunks, next) = chunks_of(w, gone, &from, 3, 2)?;
-            assert!(chunks.len() <= 2);
-            take_out_room(w, gone, &chunks)?;
-            steps += 1;
-            let mut status = status::get(w)?.unwrap();
-            if steps % 4 == 0 {
-                merge_step(w, &mut status, 1)?;
-                status::set(w, Some(&status))?;
-            }
-            let Some(next) = next else { break };
-            from = next;
-        }
-        assert!(steps > 8, "{steps}");
+        assert!(stale::next(w, 9)?.is_none());
+
+        // What has newer places only is not read.
+        stale::note(w, shortened, Down::of(799))?;
+        let old = stale::next(w, 9)?.unwrap();
+        let read: Vec<_> = segments.iter().map(|segment| old.concerns_segment(segment)).collect();
+        assert_eq!(read, [true, true, true, true, false, false, false, false]);
+
+        stale::note(w, gone, Down::MIN)?;
+        let both = stale::next(w, 9)?.unwrap();
+        // The power goes, and the next start begins anew.
+        assert_eq!(walk(w, &both, 9)?, 9);
+        assert!(walk(w, &both, usize::MAX)? > 8);
+        assert!(stale::end(w, &both)? && stale::next(w, 9)?.is_none());
         let mut status = status::get(w)?.unwrap();
         while !merge_step(w, &mut status, 2)? {}
         while !sweep(w, &mut status, 5)? {}
         status::set(w, Some(&status))?;
-        all.retain(|posting| posting.room != gone);
+        let mut removed = all.clone();
+        stale::leave_out(w, &mut removed)?;
+        all.retain(|posting| !is_gone(posting));
+        assert_eq!(removed, all, "what becomes a segment late has none of them");
         check(w, &status, &all, &random);
-        assert!(chunks_of(w, gone, &[], usize::MAX, usize::MAX)?.0.is_empty());
-        assert!(!chunks_of(w, RoomNum(4), &[], usize::MAX, usize::MAX)?.0.is_empty());
         let mut bytes = 0;
         w.prefix(&SEARCH, &[], &mut |key, chunk| {
             bytes += (key.len() + chunk.len()) as u64;
             Ok(ControlFlow::Continue(()))
         })?;
         assert_eq!(bytes, status.bytes());
+
+        // An index of an earlier version: every room may have lost something.
+        for order in 0..1_600 {
+            timeline::remove(w, RoomNum(5), order)?;
+        }
+        status::set(w, Some(&Status { is_checked: false, ..status }))?;
+        let any = stale::next(w, 9)?.unwrap();
+        walk(w, &any, usize::MAX)?;
+        stale::note(w, shortened, Down::of(900))?;
+        assert!(stale::end(w, &any)?);
+        all.retain(|posting| posting.room != RoomNum(5));
+        check(w, &status::get(w)?.unwrap(), &all, &random);
+
+        // A room that loses more meanwhile stays noted.
+        let early = stale::next(w, 9)?.unwrap();
+        stale::note(w, shortened, Down::of(900))?;
+        assert!(!stale::end(w, &early)? && stale::next(w, 9)?.is_some());
         Ok::<_, Error>(())
     };
     store.write_blocking(job).unwrap();
