@@ -124,6 +124,8 @@ pub fn routes(router: &mut Router, admin: &Arc<Admin>) {
         .post("/users/{user}/restrict", users::restrict)
         .get("/users/{user}/limit", users::limit)
         .post("/users/{user}/limit", users::set_limit)
+        .get("/users/{user}/quota", users::quota)
+        .post("/users/{user}/quota", users::set_quota)
         .post("/users/{user}/token", users::token)
         .post("/users/{user}/deactivate", users::deactivate)
         .post("/notices", notices::one)

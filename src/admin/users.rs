@@ -7,10 +7,11 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Admin, PAGE_ROWS, addresses::PASSWORD_PATH, error::Error, page};
-use crate::base::unbroken;
+use crate::base::{bounded, unbroken};
+use crate::budget::parse_bytes;
 use crate::flow;
 use crate::http::{ErrorResponse, Request, Response};
-use crate::user::{Account, Login, New, Pace, Standing, Users};
+use crate::user::{Account, Login, New, Pace, QUOTA_UNLIMITED, Standing, Users};
 
 /// `GET /users?after=@name:server`: at most a page of accounts. `next` is set when more may follow.
 pub async fn list(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
@@ -109,6 +110,52 @@ pub async fn set_limit(admin: Arc<Admin>, mut request: Request) -> Result<Respon
     admin.users.set_pace(&user_id, pace).await?;
     Ok(Response::json(&json!({ "user_id": user_id })))
 }
+
+/// `GET /users/{user}/quota`: what the files of the account take, and may, in bytes; `bytes_max` is null when nothing but the disk
+/// bounds them. `is_own` when that was set for this account; `everybody_max` holds for those for which it was not.
+pub async fn quota(admin: Arc<Admin>, request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let quota = account_of(&admin, &user_id).await?.quota;
+    let used_bytes = admin.users.uploaded_by(vec![user_id.clone()]).await?.pop().unwrap_or(0);
+    let everybody_max = admin.media.account_bytes_max();
+    let bytes_max = Some(quota.unwrap_or(everybody_max)).filter(|bytes_max| *bytes_max != QUOTA_UNLIMITED);
+    Ok(Response::json(&json!({
+        "user_id": user_id, "used_bytes": used_bytes, "bytes_max": bytes_max, "is_own": quota.is_some(),
+        "everybody_max": everybody_max,
+    })))
+}
+
+#[derive(Deserialize)]
+struct Quota {
+    /// [`read_quota`] says how it is written.
+    quota: String,
+}
+
+/// `POST /users/{user}/quota`: sets it for the next upload on.
+pub async fn set_quota(admin: Arc<Admin>, mut request: Request) -> Result<Response, Error> {
+    let user_id = named(&admin, &request)?;
+    let Quota { quota } = request.json().await?;
+    admin.users.set_quota(&user_id, read_quota(&quota)?).await?;
+    Ok(Response::json(&json!({ "user_id": user_id })))
+}
+
+/// What an administrator types for a quota: a size such as `2 GiB`, `unlimited`, or `default` for what everybody has. 400 for
+/// anything else.
+pub fn read_quota(text: &str) -> Result<Option<u64>, ErrorResponse> {
+    match text.trim().to_lowercase().as_str() {
+        "default" => Ok(None),
+        "unlimited" => Ok(Some(QUOTA_UNLIMITED)),
+        _ => parse_bytes(text).map(Some).map_err(|_| {
+            let typed = bounded(text, QUOTA_CHARS_SHOWN);
+            ErrorResponse::invalid_param(format!(
+                "{typed:?} is not a size such as \"2 GiB\" or \"500 MiB\", nor unlimited, nor default"
+            ))
+        }),
+    }
+}
+
+/// Of what was typed and is no quota, in the error.
+const QUOTA_CHARS_SHOWN: usize = 40;
 
 #[derive(Deserialize)]
 struct Password {

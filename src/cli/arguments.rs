@@ -50,7 +50,7 @@ pub enum Command {
 
 SIGINT (Ctrl-C) and SIGTERM stop it in order.")]
     Serve,
-    /// Accounts: add, password, list, admin, limit, lock, suspend, token, deactivate
+    /// Accounts: add, password, list, admin, limit, quota, lock, suspend, token, deactivate
     #[command(subcommand)]
     User(User),
     /// Rooms, and joins under way: allow, cancel
@@ -352,6 +352,19 @@ Its device, with the keys on it, stays.")]
         /// As everybody
         #[arg(long)]
         default: bool,
+    },
+    /// Show or set what the files of an account may take; a change holds for the next upload
+    #[command(after_help = "Examples:
+  snug user quota alice              what alice's files take, and may take
+  snug user quota alice 20 GiB       they may take this much; also KiB, MiB, or a number of bytes
+  snug user quota alice unlimited    they may take what there is room for
+  snug user quota alice default      as everybody's: account_upload_bytes_max in the config file
+Who has more than that keeps it, and can upload nothing more.")]
+    Quota {
+        name: String,
+        /// A size such as 20 GiB; unlimited; or default
+        #[arg(num_args = 0..=2, value_name = "SIZE|unlimited|default")]
+        size: Vec<String>,
     },
     /// Give an account a new password; its sessions end
     #[command(after_help = "Examples:

@@ -80,6 +80,13 @@ fn user_asked(local: &mut Local, command: User, new: &NewPassword) -> Result<Str
             }
             limit(&local.get(&path).map_err(about(&name))?)
         }
+        User::Quota { name, size } => {
+            let path = format!("/users/{}/quota", encode(&name));
+            if !size.is_empty() {
+                local.post(&path, json!({ "quota": size.join(" ") })).map_err(about(&name))?;
+            }
+            quota(&local.get(&path).map_err(about(&name))?)
+        }
         User::Add { name, admin, link: true, .. } => {
             let made = local.post("/users", json!({ "name": name, "admin": admin }))?;
             format!("{} was made. {}{}", text(&made, "user_id"), linked(local, &name)?, without_admin(&made))
@@ -136,6 +143,25 @@ fn limit(shown: &Value) -> String {
         (_, 0, _) => format!("No rate limits {user_id}.\n"),
         (_, rate, burst) => format!("{user_id} may send {rate} events a second, and {burst} at once.\n"),
     }
+}
+
+fn quota(shown: &Value) -> String {
+    let (user_id, number) = (text(shown, "user_id"), |name: &str| shown[name].as_u64());
+    let (used, bytes_max) = (number("used_bytes").unwrap_or(0), number("bytes_max"));
+    let may = match (bytes_max, shown["is_own"] == true) {
+        (None, _) => "and may take what there is room for".to_owned(),
+        (Some(bytes_max), true) => format!(
+            "and may take {}, which was set for this account; the usual is {}",
+            human(bytes_max),
+            human(number("everybody_max").unwrap_or(0))
+        ),
+        (Some(bytes_max), false) => format!("and may take {}, which is the usual", human(bytes_max)),
+    };
+    let full = match bytes_max.is_some_and(|bytes_max| used >= bytes_max) {
+        true => "Nothing more can be uploaded before more is allowed, or files are removed (`snug media`).\n",
+        false => "",
+    };
+    format!("The files of {user_id} take {}, {may}.\n{full}", human(used))
 }
 
 /// A new link for a password, as a running server is reached.

@@ -168,7 +168,8 @@ pub const SETTINGS: &[Setting] = &[
         "account_upload_bytes_max",
         r#""5 GiB""#,
         "What the files of one account may take in all, also of an administrator's; an account that has used it up \
-         cannot upload. When not set: a tenth of the disk. `snug user list` shows the use of each account.",
+         cannot upload. When not set: a tenth of the disk. `snug user list` shows the use of each account, and \
+         `snug user quota` gives one more, or less.",
         |config, given| Ok(config.account_upload_bytes_max = Some(given.bytes()?)),
     )
     .on_page(Input::Line),

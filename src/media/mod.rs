@@ -166,7 +166,7 @@ impl Media {
         self.0.parts.options.upload_bytes_max
     }
 
-    /// What the files of one account may take, in bytes.
+    /// What the files of one account may take, in bytes, that has no quota of its own.
     pub fn account_bytes_max(&self) -> u64 {
         self.0.limits.account_bytes_max
     }

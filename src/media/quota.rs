@@ -1,4 +1,4 @@
-//! How many bytes of files one account may keep.
+//! How many bytes of files one account may keep: as the settings say for all, or as an administrator has said for this one.
 //!
 //! Finished uploads are counted in the database, in the commit that makes a file known. Uploads under way are counted
 //! here, so that simultaneous ones stay within the share together. Bounded by the uploads under way.
@@ -11,11 +11,13 @@ use parking_lot::{Mutex, MutexGuard};
 use super::Error;
 use crate::budget::human;
 use crate::store::UserNum;
+use crate::store::tables::user::QUOTA_UNLIMITED;
 
 #[derive(Clone)]
 pub(super) struct Quotas(Arc<Inner>);
 
 struct Inner {
+    /// For accounts without a quota of their own.
     bytes_max: u64,
     coming: Mutex<HashMap<UserNum, Coming>>,
 }
@@ -30,13 +32,22 @@ struct Coming {
     arrived: u64,
 }
 
+/// What the store says of an account when an upload begins.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Stand {
+    /// Bytes of its files.
+    pub used: u64,
+    /// What they may take, where an administrator has said so for this account.
+    pub own_max: Option<u64>,
+}
+
 /// The contribution of one upload.
 pub(super) struct Part {
     quotas: Quotas,
     user: UserNum,
-    /// The user's bytes in the database when the upload began, and the part of the simultaneous uploads that was surely
-    /// in them.
-    used: u64,
+    /// The user's bytes in the database when the upload began, and what they may be; and the part of the simultaneous uploads that was
+    /// surely in them.
+    stand: Stand,
     arrived_before: u64,
     bytes: u64,
     has_arrived: bool,
@@ -47,17 +58,19 @@ impl Quotas {
         Quotas(Arc::new(Inner { bytes_max, coming: Mutex::default() }))
     }
 
-    /// Begins an upload. `used` reads the user's bytes from the database. It is called after the upload is entered, so
+    /// Begins an upload. `stand` reads the user's bytes and quota from the database. It is called after the upload is entered, so
     /// an upload that arrives in between counts twice rather than not at all.
-    pub(super) fn begin<E>(&self, user: UserNum, used: impl FnOnce() -> Result<u64, E>) -> Result<Part, E> {
+    pub(super) fn begin<E>(&self, user: UserNum, stand: impl FnOnce() -> Result<Stand, E>) -> Result<Part, E> {
         let arrived_before = {
             let mut all = self.lock();
             let coming = all.entry(user).or_default();
             coming.uploads += 1;
             coming.arrived
         };
-        let mut part = Part { quotas: self.clone(), user, used: 0, arrived_before, bytes: 0, has_arrived: false };
-        part.used = used()?;
+        let nothing = Stand::default();
+        let mut part =
+            Part { quotas: self.clone(), user, stand: nothing, arrived_before, bytes: 0, has_arrived: false };
+        part.stand = stand()?;
         Ok(part)
     }
 
@@ -89,15 +102,19 @@ impl Part {
     }
 
     fn check_sum(&self, coming: u64) -> Result<(), Error> {
-        let bytes_max = self.quotas.0.bytes_max;
-        match self.used.saturating_add(coming - self.arrived_before) > bytes_max {
-            true => Err(Error::Full(format!(
-                "Your files would take more than the {} an account may keep on this server. Its administrator can \
-                 allow more (account_upload_bytes_max)",
-                human(bytes_max)
-            ))),
-            false => Ok(()),
+        let Stand { used, own_max } = self.stand;
+        let bytes_max = own_max.unwrap_or(self.quotas.0.bytes_max);
+        if bytes_max == QUOTA_UNLIMITED || used.saturating_add(coming - self.arrived_before) <= bytes_max {
+            return Ok(());
         }
+        let (whose, how) = match own_max {
+            Some(_) => ("your account", "snug user quota"),
+            None => ("an account", "account_upload_bytes_max"),
+        };
+        Err(Error::Full(format!(
+            "Your files would take more than the {} {whose} may keep on this server. Its administrator can allow more ({how})",
+            human(bytes_max)
+        )))
     }
 }
 
@@ -123,12 +140,15 @@ mod tests {
     #[test]
     fn uploads_beside_each_other_stay_within_the_share_together() {
         let quotas = Quotas::new(100);
-        let begin = |used: u64| quotas.begin(UserNum(1), || Ok::<_, Error>(used)).unwrap();
+        let begin = |used: u64| quotas.begin(UserNum(1), || Ok::<_, Error>(Stand { used, own_max: None })).unwrap();
         let (mut one, mut two) = (begin(20), begin(20));
         one.add(50).unwrap();
         two.add(30).unwrap();
         assert!(two.add(1).is_err() && one.check(1).is_err());
-        assert!(quotas.begin(UserNum(2), || Ok::<_, Error>(0)).unwrap().add(100).is_ok(), "another one's");
+        assert!(
+            quotas.begin(UserNum(2), || Ok::<_, Error>(Stand::default())).unwrap().add(100).is_ok(),
+            "another one's"
+        );
         // One upload arrives: uploads begun before have not seen it in the database, later ones have.
         one.arrived();
         assert!(two.add(1).is_err());
@@ -143,6 +163,21 @@ mod tests {
         three.add(30).unwrap();
         drop(three);
         assert!(begin(70).add(30).is_ok(), "what did not arrive takes nothing");
-        assert!(quotas.begin(UserNum(1), || Err::<u64, _>(())).is_err() && quotas.lock().is_empty());
+        assert!(quotas.begin(UserNum(1), || Err::<Stand, _>(())).is_err() && quotas.lock().is_empty());
+    }
+
+    /// One person who keeps the films of the family could only have more when everybody had.
+    #[test]
+    fn a_quota_of_ones_own_goes_before_the_setting() {
+        let quotas = Quotas::new(100);
+        let may = |used: u64, own_max: Option<u64>, bytes: u64| {
+            let begun = quotas.begin(UserNum(1), || Ok::<_, Error>(Stand { used, own_max })).unwrap();
+            begun.check(bytes).map_err(|refused| refused.to_string())
+        };
+        assert!(may(90, Some(200), 110).is_ok() && may(0, Some(0), 0).is_ok());
+        assert!(may(500, Some(QUOTA_UNLIMITED), u64::MAX).is_ok());
+        assert!(may(90, Some(200), 111).unwrap_err().contains("200 B your account may keep"));
+        assert!(may(0, Some(0), 1).is_err() && may(90, Some(50), 1).is_err());
+        assert!(may(90, None, 11).unwrap_err().contains("100 B an account may keep"));
     }
 }

@@ -6,12 +6,12 @@
 use bytes::Bytes;
 
 use super::place::Staged;
-use super::quota::Part;
+use super::quota::{Part, Stand};
 use super::{Error, MEDIA_ID_CHARS, Media};
 use crate::base::blocking;
 use crate::budget::Grant;
-use crate::store::UserNum;
-use crate::store::tables::media;
+use crate::store::tables::{media, user};
+use crate::store::{self, Get, UserNum};
 
 /// Pieces are gathered to this size before they are written.
 const BUFFER_BYTES: usize = 32 << 10;
@@ -54,7 +54,7 @@ impl Media {
         let media = self.clone();
         let (staged, share) = blocking(move || {
             let read = media.0.parts.store.read()?;
-            let share = media.0.quotas.begin(uploader, || media::used_by(&read, uploader))?;
+            let share = media.0.quotas.begin(uploader, || stand_of(&read, uploader))?;
             share.check(announced.unwrap_or(1))?;
             media.0.limits.check_local(media::used(&read)?.local, announced.unwrap_or(1))?;
             Ok::<_, Error>((media.stage()?, share))
@@ -63,6 +63,12 @@ impl Media {
         let (media, buffer) = (self.clone(), Vec::new());
         Ok(Upload { media, uploader, buffer, grant: None, staged: Some(staged), bytes: 0, share })
     }
+}
+
+/// What the files of a local user take, and may.
+fn stand_of(get: &impl Get, uploader: UserNum) -> Result<Stand, store::Error> {
+    let own_max = user::account(get, uploader)?.and_then(|account| account.quota);
+    Ok(Stand { used: media::used_by(get, uploader)?, own_max })
 }
 
 impl Upload {

@@ -44,7 +44,7 @@ pub use account::registration_token::{RegistrationToken, TOKEN_CHARS_MAX, TOKENS
 pub use account::service::exclusive;
 pub use account::session::{Login, Refreshed, Requester, Session};
 pub use account::uia::{Made, Progress, Stage, Target, UiaRequest};
-pub use account::{Account, New, Pace, Standing};
+pub use account::{Account, New, Pace, QUOTA_UNLIMITED, Standing};
 pub use calls::openid::OPENID_MS;
 pub use calls::{CallMember, Calls, LiveKit, OwnRelay, Turn, TurnLogin, livekit};
 pub use device::announce::restored as announce_restored;

@@ -232,6 +232,20 @@ async fn a_person_comes_by_link_and_is_looked_after() {
         assert_eq!(page.header("location"), format!("{its}?done={what}"));
         browser.get(page.header("location")).await.has(&[now]);
     }
+    // What the files may take, and back to what everybody's may.
+    for (typed, now) in [
+        ("20+GiB", &["of 20.00 GiB", "value=\"20.00 GiB\"", "set for bert alone"][..]),
+        ("unlimited", &["as much as there is room for", "value=\"unlimited\""]),
+        ("", &["which is the usual", "value=\"\""]),
+    ] {
+        let page = browser.post(its, &token, &format!("what=quota&size={typed}")).await;
+        assert_eq!(page.header("location"), format!("{its}?done=quota"));
+        browser.get(page.header("location")).await.has(&["may take is changed"]);
+        browser.get(its).await.has(now);
+    }
+    let wrong = browser.post(its, &token, "what=quota&size=%3Cb%3Emuch").await;
+    wrong.has(&["&lt;b&gt;much", "is not a size such as"]);
+    assert_eq!((wrong.status, browser.post(its, "x", "what=quota&size=1").await.status), (400, 403));
     assert_eq!(browser.post(its, &token, "what=nonsense").await.status, 400);
     assert_eq!(browser.post("/_snug/people/of/nobody", &token, "what=lock").await.status, 404);
     // The only administrator cannot shut everybody out.

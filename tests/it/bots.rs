@@ -175,6 +175,64 @@ async fn a_bot_is_made_with_a_token() {
     house.get("/account/whoami", &alice).await.ok();
 }
 
+/// Who keeps the films of the family could have more room only when everybody had.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_may_have_a_quota_of_its_own() {
+    let house = TestServer::start_with(|config| config.account_upload_bytes_max = Some(1500)).await;
+    let (alice, bob) = (house.register("alice").await, house.register("bob").await);
+    let upload = async |house: &TestServer, who: &TestUser, bytes: usize| {
+        let bearer = format!("Bearer {}", who.token);
+        house.send("POST", "/_matrix/media/v3/upload", &[("authorization", &bearer)], vec![0; bytes]).await
+    };
+    upload(&house, &alice, 1024).await.ok();
+    let folder = Folder::new();
+    let data = house.data_dir().to_str().unwrap().to_owned();
+    let snug = |arguments: &[&str]| {
+        let all: Vec<_> = ["user", "quota"].iter().chain(arguments).copied().chain(["--data-dir", &data]).collect();
+        let done = run(Path::new(folder.path()), &all, "");
+        let said = if done.status.success() { done.stdout } else { done.stderr };
+        String::from_utf8_lossy(&said).into_owned()
+    };
+    let files = "The files of @alice:localhost take 1.0 KiB";
+    assert_eq!(snug(&["alice"]), format!("{files}, and may take 1.5 KiB, which is the usual.\n"));
+    upload(&house, &alice, 500).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    assert_eq!(
+        snug(&["alice", "2", "KiB"]),
+        format!("{files}, and may take 2.0 KiB, which was set for this account; the usual is 1.5 KiB.\n")
+    );
+    // At once, for this account alone, and after a restart.
+    upload(&house, &bob, 1501).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    let refused = upload(&house, &alice, 1025).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    assert!(refused["error"].as_str().unwrap().contains("2.0 KiB your account may keep"), "{refused}");
+    let house = house.restart().await;
+    upload(&house, &alice, 500).await.ok();
+    assert_eq!(
+        snug(&["alice", "unlimited"]),
+        "The files of @alice:localhost take 1.5 KiB, and may take what there is room for.\n"
+    );
+    upload(&house, &alice, 9000).await.ok();
+    let said = snug(&["alice", "default"]);
+    assert!(
+        said.contains("take 10.3 KiB, and may take 1.5 KiB, which is the usual.\nNothing more can be uploaded"),
+        "{said}"
+    );
+    upload(&house, &alice, 1).await.refused(403, "M_RESOURCE_LIMIT_EXCEEDED");
+    for (wrong, why) in [
+        (&["alice", "much"][..], "\"much\" is not a size such as \"2 GiB\""),
+        (&["alice", "2", "GB"], "\"2 GB\" is not a size"),
+        (&["nobody", "2 GiB"], "there is no account @nobody:localhost"),
+    ] {
+        let said = snug(wrong);
+        assert!(said.contains(why), "{said}");
+    }
+    // Files are counted as long as they are there, and what was set goes with the account.
+    let id: &ruma::UserId = alice.id.as_str().try_into().unwrap();
+    house.server().users.set_quota(id, Some(7)).await.unwrap();
+    house.server().users.close(id, true).await.unwrap();
+    assert_eq!(house.server().users.account(id).await.unwrap().unwrap().quota, None);
+    assert!(house.server().users.set_quota(id, Some(7)).await.is_err());
+}
+
 /// The rooms of somebody in the next sync that has this many, waiting for it.
 async fn rooms_of(house: &TestServer, who: &TestUser, many: usize) -> Vec<String> {
     eventually(&format!("{} is in {many} rooms", who.id), async || {

@@ -69,6 +69,8 @@ async fn a_restored_server_does_no_harm_with_what_it_forgot() {
         )
         .await
         .ok();
+    let named = <&ruma::UserId>::try_from(alice.id.as_str()).unwrap();
+    house.server().users.set_quota(named, Some(7 << 30)).await.unwrap();
     let begun = sync(&house, &bob, None).await["next_batch"].clone();
 
     let target = Folder::new();
@@ -102,6 +104,8 @@ async fn a_restored_server_does_no_harm_with_what_it_forgot() {
     let token = [("authorization", &*format!("Bearer {}", bob.token))];
     let file = house.send("GET", &format!("/_matrix/client/v1/media/download/{media}"), &token, Vec::new()).await;
     assert_eq!(file.bytes, b"a picture");
+
+    assert_eq!(house.server().users.account(named).await.unwrap().unwrap().quota, Some(7 << 30));
 
     // The key that was handed out is not handed out again, and the app hears that it has none.
     let claimed = house.post("/keys/claim", &bob, claim).await.ok();

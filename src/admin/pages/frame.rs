@@ -338,6 +338,7 @@ const SAID: &[(&str, &str)] = &[
     ("redact", "The message is removed: apps and other servers show that it was there, and not what it said."),
     ("suspend", "This account is suspended: it can read, and not write."),
     ("unsuspend", "This account is not suspended any more."),
+    ("quota", "What the files of this account may take is changed, for the next upload on."),
     ("end-session", "That app is logged out."),
     ("end-sessions", "All apps are logged out."),
     ("closed", "The account is closed."),

@@ -13,7 +13,7 @@ use crate::store::{Get, UserNum, Write};
 use password::{check_new_password, is_outdated};
 
 use super::lookup::{id_of, local};
-pub use crate::store::tables::user::{Pace, Standing};
+pub use crate::store::tables::user::{Pace, QUOTA_UNLIMITED, Standing};
 
 pub mod directory;
 pub mod find;
@@ -68,13 +68,27 @@ pub struct Account {
     pub bot: bool,
     pub shadow_banned: bool,
     pub pace: Option<Pace>,
+    /// What its files may take in bytes, where that is not what everybody's may; [`QUOTA_UNLIMITED`]: whatever there is room for.
+    pub quota: Option<u64>,
 }
 
 impl Account {
     fn new(user_id: OwnedUserId, row: user::Account) -> Account {
         let has_password = row.password_hash.is_some();
-        let user::Account { created_ms, standing, admin, locked, suspended, bot, shadow_banned, pace, .. } = row;
-        Account { user_id, created_ms, standing, admin, has_password, locked, suspended, bot, shadow_banned, pace }
+        let user::Account { created_ms, standing, admin, locked, suspended, bot, shadow_banned, pace, quota, .. } = row;
+        Account {
+            user_id,
+            created_ms,
+            standing,
+            admin,
+            has_password,
+            locked,
+            suspended,
+            bot,
+            shadow_banned,
+            pace,
+            quota,
+        }
     }
 }
 
@@ -235,6 +249,11 @@ impl Users {
         self.change(user_id, move |row| row.pace = pace).await
     }
 
+    /// Sets what the files of an account may take in bytes, for the next upload on and durably; with `None` as everybody's.
+    pub async fn set_quota(&self, user_id: &UserId, quota: Option<u64>) -> Result<(), Error> {
+        self.change(user_id, move |row| row.quota = quota).await
+    }
+
     /// Notes which terms a user has agreed to.
     pub async fn set_agreed(&self, user_id: &UserId, agreed: u64) -> Result<(), Error> {
         self.change(user_id, move |row| row.agreed = agreed).await
@@ -326,7 +345,7 @@ impl Users {
             row.standing = Standing::Deactivated;
             row.password_hash = None;
             (row.admin, row.locked, row.suspended, row.agreed) = (false, false, false, 0);
-            (row.bot, row.shadow_banned, row.pace) = (false, false, None);
+            (row.bot, row.shadow_banned, row.pace, row.quota) = (false, false, None, None);
             user::set_account(w, num, &row)?;
             // Its place is free for another.
             user::set_guest(w, num, false)?;

@@ -51,6 +51,19 @@ async function person(browser, admin, name, options) {
     await press(admin, "Suspend");
     check((await api("POST", "/createRoom", {}, session.body.access_token)).status === 403, "suspended: the app may not make a room");
     await press(admin, "Let write again");
+    const room = async (size) => {
+        await admin.fill("input[name=size]", size);
+        await press(admin, "Change");
+    };
+    const upload = async () => (await fetch(`${base}/_matrix/media/v3/upload`, {
+        method: "POST", body: "x".repeat(2000), headers: { authorization: `Bearer ${session.body.access_token}` },
+    })).status;
+    await room("1 KiB");
+    check(await says(admin, "of 1.0 KiB") && await upload() === 403, "its files may take a kilobyte, and two are refused");
+    await room("unlimited");
+    check(await says(admin, "as much as there is room for") && await upload() === 200, "they may take what there is room for");
+    await room("");
+    check(await says(admin, "which is the usual"), "and again what everybody's may");
     await press(admin, "Make an administrator");
     await signIn(guest, name);
     check(guest.url() === root, "an administrator signs in");
@@ -324,6 +337,9 @@ async function main() {
     for (const name of ["dora", "emil"]) {
         await add(admin, name);
     }
+    await admin.goto(`${root}people/of/dora`);
+    await admin.fill("input[name=size]", "750.25 MiB");
+    await press(admin, "Change");
     const { rooms, left } = await live();
     const backup = await backedUp(admin);
     await keepOut(admin, encodeURIComponent(rooms[1]));

@@ -10,11 +10,11 @@ use crate::admin::error::Error;
 use crate::admin::pages::frame::{Form, Frame, NAME_CHARS_MAX, Visit};
 use crate::admin::pages::link::Shown;
 use crate::admin::pages::share::Share;
-use crate::admin::users::{deactivated, user_called};
+use crate::admin::users::{deactivated, read_quota, user_called};
 use crate::base::{bounded, date, sort_few_by};
 use crate::budget::human;
 use crate::http::{ErrorResponse, Response};
-use crate::user::{Person, Standing};
+use crate::user::{Person, QUOTA_UNLIMITED, Standing};
 
 /// Devices on one page, the last seen first; a user has a hundred at most. The ids of twenty may be 25 KiB in HTML.
 const DEVICES_SHOWN: usize = 20;
@@ -38,7 +38,11 @@ struct Page {
     made: String,
     seen: Option<String>,
     files: Share,
-    files_max: String,
+    /// What they may take; none: what there is room for.
+    files_max: Option<String>,
+    /// That was set for this account, and everybody else's may take this.
+    has_quota: bool,
+    everybody_max: String,
     link_until: Option<String>,
     devices: Vec<Device>,
     /// Where the devices of the next page begin.
@@ -67,7 +71,8 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
     let mut devices = users.devices_of(&user_id).await?;
     sort_few_by(&mut devices, |device| std::cmp::Reverse(device["last_seen_ts"].as_u64()));
     let account = &person.account;
-    let files_max = visit.admin.media.account_bytes_max();
+    let everybody_max = visit.admin.media.account_bytes_max();
+    let files_max = account.quota.unwrap_or(everybody_max);
     let name = bounded(person.display_name.as_deref().unwrap_or(user_id.localpart()), NAME_CHARS_MAX);
     let from = visit.request.query_as::<usize>("from")?.unwrap_or(0);
     let until = from.saturating_add(DEVICES_SHOWN);
@@ -86,7 +91,9 @@ pub async fn show(visit: Visit) -> Result<Response, Error> {
         made: date(account.created_ms),
         seen: person.seen_ms.map(|seen_ms| ago(seen_ms, now_ms)),
         files: Share::new(person.uploaded_bytes, files_max),
-        files_max: human(files_max),
+        files_max: (files_max != QUOTA_UNLIMITED).then(|| human(files_max)),
+        has_quota: account.quota.is_some(),
+        everybody_max: human(everybody_max),
         link_until: person.link_until_ms.map(moment),
         next_devices: (until < devices.len()).then_some(until),
         is_first: from == 0,
@@ -132,12 +139,18 @@ pub async fn change(visit: Visit, form: Form) -> Result<Response, Error> {
         "unlock" => users.set_locked(&user_id, false).await?,
         "suspend" => users.set_suspended(&user_id, true).await?,
         "unsuspend" => users.set_suspended(&user_id, false).await?,
+        "quota" => users.set_quota(&user_id, quota_typed(&form.text("size"))?).await?,
         "end-session" => users.end_session(&user_id, &form.exact("device")).await?,
         "end-sessions" => users.logout_all(&user_id, None).await?,
         _ => return Err(ErrorResponse::invalid_param("this page has no such button").into()),
     }
     tracing::info!("{} on the page: {what} {user_id}", visit.user_id);
     Ok(visit.done(&path(&user_id), &what))
+}
+
+/// What was typed for a quota; nothing is as everybody's.
+fn quota_typed(typed: &str) -> Result<Option<u64>, ErrorResponse> {
+    read_quota(if typed.is_empty() { "default" } else { typed })
 }
 
 fn last_admin(user_id: &OwnedUserId) -> ErrorResponse {

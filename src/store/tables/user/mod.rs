@@ -171,7 +171,13 @@ pub struct Account {
     /// How often it may ask, where that is not what everybody may.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pace: Option<Pace>,
+    /// What its files may take in bytes, where that is not what everybody's may; [`QUOTA_UNLIMITED`]: as much as there is room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<u64>,
 }
+
+/// Nothing but the disk bounds the files of an account.
+pub const QUOTA_UNLIMITED: u64 = u64::MAX;
 
 /// How often one account may send, instead of the rate that everybody has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,6 +212,7 @@ impl Account {
             bot: false,
             shadow_banned: false,
             pace: None,
+            quota: None,
         }
     }
 }
