@@ -178,6 +178,7 @@ enum Told {
     Stop,
     Reload,
 }
+
 fn on(kind: SignalKind) -> Result<Signal, Failed> {
     signal(kind).map_err(|error| failed("signals", error))
 }

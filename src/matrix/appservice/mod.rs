@@ -273,7 +273,7 @@ fn compile(pattern: &str) -> Result<Regex, String> {
             .utf8_empty(false)
             .onepass(false)
             .backtrack(false);
-        Regex::builder().syntax(of_text).configure(engines).build(pattern)
+        Regex::builder().syntax(of_text).configure(engines).build(pattern).map_err(Box::new)
     };
     built(false).or_else(|_| built(true)).map_err(|wrong| match wrong.size_limit() {
         Some(_) => format!("\"{pattern}\" is too large"),
