@@ -246,7 +246,7 @@ impl Media {
                     let first = reader.0.first.lock().take();
                     let held = match first {
                         Some(held) => held,
-                        None => self.take_elsewhere(&key.server, TRANSFER_BYTES).await?,
+                        None => self.take_beside(TRANSFER_BYTES).await?,
                     };
                     let Some(file) = reader.0.file.get().cloned() else { continue };
                     let etag = self.etag(server, &name, "");

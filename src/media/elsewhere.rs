@@ -32,10 +32,9 @@ const OUTSIDE_PART: u64 = 2;
 /// memory. One that takes requests and says nothing would have it all.
 const ONE_BYTES: u64 = 60 << 10;
 const OF_SERVER_MAX: u64 = 8;
-/// Of the memory for all, what the files of one server leave for those of others: a transfer. But it has one itself, with two more
-/// readers: all of a household that talks to one other server asks that one.
+/// Of the memory for all, what the transfers of one server leave for those of others: one. Those who read a file that arrives
+/// already are not its transfers: all of a household may ask for the same film.
 const OF_OTHERS_BYTES: u64 = ONE_BYTES;
-const OF_SERVER_BYTES_MIN: u64 = ONE_BYTES + 2 * super::TRANSFER_BYTES;
 
 /// Bounds the transfers from other servers, with those who read them, and readers from outside.
 pub(super) struct Elsewhere {
@@ -48,14 +47,14 @@ pub(super) struct Elsewhere {
     /// By the server that is asked; present while somebody asks it.
     asking: ByServer,
     of_server_max: usize,
-    /// The same of what its files take of `shares`, in KiB.
+    /// The same of what its transfers take of `shares`, in KiB.
     taking: ByServer,
     of_server_kib: usize,
 }
 
 type ByServer = Arc<Mutex<HashMap<OwnedServerName, Arc<Semaphore>>>>;
 
-/// A turn at a server until its answer begins, or a part of what its files may take.
+/// A turn at a server until its answer begins, or a part of what its transfers may take.
 pub(super) struct Asking {
     turn: Option<OwnedSemaphorePermit>,
     server: OwnedServerName,
@@ -98,8 +97,15 @@ pub(super) struct Held {
 pub struct Share {
     any: OwnedSemaphorePermit,
     _outside: Option<OwnedSemaphorePermit>,
-    /// Of what one server's files may have.
+    /// Of what one server's transfers may have.
     of_server: Option<Asking>,
+}
+
+/// Who takes a share.
+enum Whose<'a> {
+    Transfer(&'a OwnedServerName),
+    Reader,
+    Outside,
 }
 
 impl Elsewhere {
@@ -114,7 +120,7 @@ impl Elsewhere {
             asking: Arc::default(),
             of_server_max: (bytes / 2 / ONE_BYTES).clamp(1, OF_SERVER_MAX) as usize,
             taking: Arc::default(),
-            of_server_kib: (bytes.saturating_sub(OF_OTHERS_BYTES).max(OF_SERVER_BYTES_MIN) >> 10) as usize,
+            of_server_kib: (bytes.saturating_sub(OF_OTHERS_BYTES).max(ONE_BYTES) >> 10) as usize,
         }
     }
 
@@ -154,30 +160,35 @@ impl Media {
         }
     }
 
-    /// Memory for a transfer from another server, or for one who reads it as it comes. Waits as long as the account lets
-    /// wait.
+    /// Memory for a transfer from another server. Waits as long as the account lets wait.
     pub(super) async fn take_elsewhere(&self, server: &OwnedServerName, bytes: u64) -> Result<Held, Error> {
-        self.take_share(bytes, Some(server)).await
+        self.take_share(bytes, Whose::Transfer(server)).await
+    }
+
+    /// The same for one more who reads a transfer as it comes.
+    pub(super) async fn take_beside(&self, bytes: u64) -> Result<Held, Error> {
+        self.take_share(bytes, Whose::Reader).await
     }
 
     /// Memory for somebody who is not known here, and reads a file of this disk: other servers, and whoever needs no access token.
     /// However slowly they read, files are read by people here meanwhile.
     pub(super) async fn take_outside(&self, bytes: u64) -> Result<Held, Error> {
-        self.take_share(bytes, None).await
+        self.take_share(bytes, Whose::Outside).await
     }
 
-    /// For a file of another server, or for a reader from outside.
-    async fn take_share(&self, bytes: u64, server: Option<&OwnedServerName>) -> Result<Held, Error> {
+    async fn take_share(&self, bytes: u64, whose: Whose<'_>) -> Result<Held, Error> {
         let (account, elsewhere) = (self.0.parts.budget.account("media"), &self.0.elsewhere);
         let wait_ms = account.row().wait_ms;
         let share = async {
-            let (of_server, _outside) = match server {
-                Some(server) => {
-                    let of_server = Asking::wait(&elsewhere.taking, server, elsewhere.of_server_kib, kib(bytes));
-                    (Some(of_server.await?), None)
+            let (mut of_server, mut _outside) = (None, None);
+            match whose {
+                Whose::Transfer(server) => {
+                    let (all, max) = (&elsewhere.taking, elsewhere.of_server_kib);
+                    of_server = Some(Asking::wait(all, server, max, kib(bytes)).await?);
                 }
-                None => (None, Some(elsewhere.outside.clone().acquire_many_owned(kib(bytes)).await?)),
-            };
+                Whose::Reader => {}
+                Whose::Outside => _outside = Some(elsewhere.outside.clone().acquire_many_owned(kib(bytes)).await?),
+            }
             let any = elsewhere.shares.clone().acquire_many_owned(kib(bytes)).await?;
             Ok::<_, AcquireError>(Share { any, _outside, of_server })
         };

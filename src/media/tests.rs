@@ -208,7 +208,7 @@ async fn the_files_of_one_server_leave_memory_for_those_of_another() {
     drop(media.take_elsewhere(&other, one).await.ok().unwrap());
     // What is split off counts as well, until it is given back.
     let part = held[0].split(TRANSFER_BYTES - (1 << 10)).unwrap();
-    held.remove(0);
+    drop(held.remove(0));
     settled().await;
     assert!(!waits.is_finished());
     drop(part);

@@ -244,7 +244,7 @@ async fn a_person_comes_by_link_and_is_looked_after() {
         browser.get(its).await.has(now);
     }
     let wrong = browser.post(its, &token, "what=quota&size=%3Cb%3Emuch").await;
-    wrong.has(&["&lt;b&gt;much", "is not a size such as"]);
+    wrong.has(&["&#60;b&#62;much", "is not a size such as"]);
     assert_eq!((wrong.status, browser.post(its, "x", "what=quota&size=1").await.status), (400, 403));
     assert_eq!(browser.post(its, &token, "what=nonsense").await.status, 400);
     assert_eq!(browser.post("/_snug/people/of/nobody", &token, "what=lock").await.status, 404);

@@ -220,7 +220,7 @@ async fn an_account_may_have_a_quota_of_its_own() {
     for (wrong, why) in [
         (&["alice", "much"][..], "\"much\" is not a size such as \"2 GiB\""),
         (&["alice", "2", "GB"], "\"2 GB\" is not a size"),
-        (&["nobody", "2 GiB"], "there is no account @nobody:localhost"),
+        (&["nobody", "2 GiB"], "nobody: no such account"),
     ] {
         let said = snug(wrong);
         assert!(said.contains(why), "{said}");
