@@ -46,7 +46,7 @@ pub const SETTINGS: &[Setting] = &[
     setting(
         "previews.robots_txt",
         "true",
-        "Whether a page has no preview when its site asks programs not to read it (robots.txt, RFC 9309). Most sites leave what people          link to open; those that forbid all of it mostly show programs a page to log in, so that little is missed, and a          guest does as it is asked. With false every link is asked for, as Synapse does. Hosts under previews.private_hosts are asked          in any case.",
+        "Whether a page has no preview when its site asks programs not to read it (robots.txt, RFC 9309). Most sites leave what people link to open; those that forbid all of it mostly show programs a page to log in, so that little is missed, and a guest does as it is asked. With false every link is asked for, as Synapse does. Hosts under previews.private_hosts are asked in any case.",
         |config, given| Ok(config.previews.robots_txt = given.flag()?),
     )
     .on_page(Input::Flag)
