@@ -1,20 +1,16 @@
 //! How the program is linked: its 25,000 addresses that move with where it is loaded are packed (DT_RELR), 10 KB instead of
 //! 0.6 MB that each start reads.
 //!
-//! Whoever loads the program must know the packed form, so it is used only where that is certain: a libc that comes with the
-//! compiler (musl 1.2.4 and later), and glibc 2.36 and later when the program is made for the machine that makes it. A
-//! linker that cannot pack says so and goes on.
+//! Whoever loads the program must know the packed form, so it is used only where that is certain: when the program is made on a
+//! machine for that machine, with glibc 2.36 or later. A linker that cannot pack says so and goes on.
 
 use std::ffi::{CStr, c_char};
 
 fn main() {
     println!("cargo::rerun-if-changed=board/link.rs");
     let of = |name: &str| std::env::var(name).unwrap_or_default();
-    let known = match of("CARGO_CFG_TARGET_ENV").as_str() {
-        "musl" => true,
-        "gnu" => of("HOST") == of("TARGET") && glibc_minor().is_some_and(|minor| minor >= 36),
-        _ => false,
-    };
+    let is_native = of("HOST") == of("TARGET") && of("CARGO_CFG_TARGET_ENV") == "gnu";
+    let known = is_native && glibc_minor().is_some_and(|minor| minor >= 36);
     if of("CARGO_CFG_TARGET_OS") == "linux" && known {
         println!("cargo::rustc-link-arg-bin=snug=-Wl,-z,pack-relative-relocs");
     }
